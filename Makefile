@@ -1,0 +1,46 @@
+# `make demo` and `make test` set up all they need: system packages, virtual environments.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The tests run on a newer Python, too, where there is one (pyenv's versions are looked through).
+NEWER := $(shell for python in python3.13 $$HOME/.pyenv/versions/3.13*/bin/python3.13; do \
+	command -v $$python >/dev/null && $$python -c pass 2>/dev/null && echo $$python && break; done)
+# Each tool, and the package that has it. Ubuntu's perf is in linux-tools-generic.
+TOOLS := gdb:gdb lldb:lldb ld:binutils llvm-readelf:llvm perf:linux-perf
+
+.PHONY: demo test lint benchmark clean system
+
+demo: $(VENV)/installed
+	$(BIN)/jitlisten doctor
+	PYTHON=$(BIN)/python sh examples/demo.sh
+
+test: lint $(if $(NEWER),.venv-newer/installed)
+	$(BIN)/python -m pytest -n 2
+ifneq ($(NEWER),)
+	.venv-newer/bin/python -m pytest -n 2
+endif
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+benchmark: $(VENV)/installed
+	$(BIN)/python benchmarks/attach.py
+
+$(VENV)/installed: pyproject.toml | system
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	touch $@
+
+.venv-newer/installed: pyproject.toml | system
+	$(NEWER) -m venv .venv-newer
+	.venv-newer/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+system:
+	@PYTHON='$(PYTHON)' sh tests/install-tools.sh $(TOOLS)
+
+clean:
+	rm -rf .venv .venv-newer .mypy_cache .ruff_cache .pytest_cache .hypothesis
