@@ -1,0 +1,361 @@
+"""Relocatable ELF objects, as a JIT compiler emits them, read with `struct` alone.
+
+For the listeners' hot path: an object is read at every load, so this keeps what the file holds as
+tuples in the file's own field order and decodes a name only when somebody asks for it. Little-
+endian ELF64 of type ET_REL, any machine. What lies beyond the file, overlaps or points nowhere is
+refused here, so that the time and memory which later parts spend stay in proportion to the file.
+
+The format: "ELF-64 Object File Format" and the generic ABI (https://gabi.xinuos.com), chapters
+"Object Files" and "Symbol Table".
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from functools import cached_property, partial
+from struct import Struct
+from typing import Any, NamedTuple, cast
+
+from .errors import JITListenerError
+
+__all__ = ["FunctionSymbol", "ObjectFile", "SectionHeader", "Symbol"]
+
+EM_X86_64, EM_AARCH64 = 62, 183
+ET_REL, ET_EXEC = 1, 2
+
+SHT_NULL, SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA = 0, 1, 2, 3, 4
+SHT_NOTE, SHT_NOBITS, SHT_REL, SHT_CREL = 7, 8, 9, 0x40000014
+SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
+SHF_MERGE, SHF_STRINGS, SHF_TLS, SHF_COMPRESSED = 0x10, 0x20, 0x400, 0x800
+
+SHN_UNDEF, SHN_LORESERVE, SHN_ABS, SHN_XINDEX = 0, 0xFF00, 0xFFF1, 0xFFFF
+STT_SECTION = 3
+
+HEADER = Struct("<4s5B7xHHIQQQIHHHHHH")
+SECTION = Struct("<IIQQQQIIQQ")
+SYMBOL = Struct("<IBBHQQ")
+RELOCATION = Struct("<QIIq")  # r_info in its two halves: the type is the low one
+COMPRESSION = Struct("<IIQQ")
+
+_RELOCATION_TYPES = {SHT_RELA, SHT_REL, SHT_CREL}
+_SECTION_ADDRESS = 16  # of sh_addr, in a section header
+_COMPRESS_ZLIB = 1
+_DEFLATE_MAXIMUM_RATIO = 1032  # https://zlib.net/zlib_tech.html
+
+# What makes a symbol of an executable section a function, by st_info (binding << 4 | type), and
+# which of those at one address gives the name: the least.
+_FUNCTION_RANK = {
+    0x12: 0,  # global STT_FUNC
+    0x1A: 0,  # global STT_GNU_IFUNC
+    0x22: 1,  # weak
+    0x2A: 1,
+    0x02: 2,  # local
+    0x0A: 2,
+    0x10: 3,  # a global or weak label without a type, as in assembly
+    0x20: 3,
+}
+
+
+class SectionHeader(NamedTuple):
+    """A section header as it is in the file (Elf64_Shdr); its name is `ObjectFile.section_name`."""
+
+    name: int
+    type: int
+    flags: int
+    address: int
+    offset: int
+    size: int
+    link: int
+    info: int
+    alignment: int
+    entry_size: int
+
+
+class Symbol(NamedTuple):
+    """A symbol as it is in the file (Elf64_Sym); its name is `ObjectFile.symbol_name`."""
+
+    name: int
+    info: int
+    other: int
+    section: int
+    value: int
+    size: int
+
+
+class FunctionSymbol(NamedTuple):
+    """A function: its section's index, and its offset and size there in bytes."""
+
+    name: str
+    section: int
+    offset: int
+    size: int
+
+
+# NamedTuple's own constructors run Python code for each row; these do not.
+_section = cast(Callable[[Any], SectionHeader], partial(tuple.__new__, SectionHeader))
+_symbol = cast(Callable[[Any], Symbol], partial(tuple.__new__, Symbol))
+
+
+class ObjectFile:
+    """A relocatable object in memory.
+
+    `data` is the object's bytes, `section_table` the offset of its section headers, `machine` and `flags` its e_machine and e_flags, `sections` every
+    section header by index, the null one included; `symbol_table` and `names_index` are the indices
+    of the symbol table, 0 where there is none, and of the sections' names.
+
+    Raises JITListenerError if `data` is not such an object or one of its headers is malformed, and
+    later, by what reads deeper, for what can only be seen there.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        if len(data) < HEADER.size:
+            raise JITListenerError(f"an ELF object of {len(data)} bytes: its header alone is 64")
+        (
+            magic, elf_class, byte_order, _, _, _, elf_type, self.machine, _, _, _,
+            table, self.flags, _, _, _, entry_size, count, self.names_index,
+        ) = HEADER.unpack_from(data)  # fmt: skip
+        self.section_table = table
+        if magic != b"\x7fELF" or elf_class != 2 or byte_order != 1:
+            raise JITListenerError(
+                f"not a little-endian ELF64 file: it begins with {data[:6].hex()}"
+            )
+        if elf_type != ET_REL:
+            raise JITListenerError(
+                f"an ELF file of type {elf_type} where a relocatable object (ET_REL, 1) is needed"
+            )
+        if count == 0 or count >= SHN_LORESERVE or self.names_index >= SHN_LORESERVE:
+            raise JITListenerError(
+                "an ELF object without sections, or with over 65,279 of them: "
+                "extended section numbering is not read"
+            )
+        if entry_size != SECTION.size or table + count * SECTION.size > len(data):
+            raise JITListenerError(
+                f"{count} section headers of {entry_size} bytes at offset {table:#x}: "
+                f"64 bytes each are expected, inside a file of {len(data):#x}"
+            )
+        self.sections: list[SectionHeader] = list(
+            map(_section, SECTION.iter_unpack(data[table : table + count * SECTION.size]))
+        )
+        self.symbol_table = 0
+        self._relocation_tables: dict[int, list[int]] = {}
+        self._check_sections()
+
+    def _check_sections(self) -> None:
+        end_of_file = len(self.data)
+        self._check_strings(self.names_index, "e_shstrndx")
+        names_size = self.sections[self.names_index].size
+        occupied = 0
+        for index, header in enumerate(self.sections):
+            name, kind, _, _, offset, size, link, info, alignment, entry_size = header
+            if kind == 0:
+                continue
+            if name >= names_size:
+                raise JITListenerError(
+                    f"section {index}: its name is at offset {name:#x} "
+                    f"of a string table of {names_size:#x}"
+                )
+            if kind != SHT_NOBITS:
+                occupied += size
+                if offset + size > end_of_file:
+                    raise JITListenerError(
+                        f"section {index}: {size:#x} bytes at offset {offset:#x} "
+                        f"of a file of {end_of_file:#x}"
+                    )
+            if alignment & (alignment - 1):
+                raise JITListenerError(
+                    f"section {index}: an alignment of {alignment:#x}, not a power of two"
+                )
+            if kind == SHT_SYMTAB:
+                if self.symbol_table:
+                    raise JITListenerError(f"section {index}: a second symbol table")
+                if entry_size != SYMBOL.size or size % SYMBOL.size or not size:
+                    raise JITListenerError(
+                        f"section {index}: a symbol table of {size:#x} bytes "
+                        f"in entries of {entry_size}, not 24"
+                    )
+                self._check_strings(link, f"section {index}: sh_link")
+                self.symbol_table = index
+            elif kind in _RELOCATION_TYPES:
+                self._relocation_tables.setdefault(info, []).append(index)
+        # Real sections do not overlap, and those that did would make a small file a large image.
+        if occupied > end_of_file:
+            raise JITListenerError(
+                f"{occupied:#x} bytes of sections in a file of {end_of_file:#x}: they overlap"
+            )
+
+    def _check_strings(self, index: int, where: str) -> None:
+        if index >= len(self.sections) or self.sections[index].type != SHT_STRTAB:
+            raise JITListenerError(f"{where}: section {index} is not a string table")
+
+    @property
+    def emitted(self) -> bytes:
+        """The bytes as a compiler emits them: no section has an address."""
+        data = bytearray(self.data)
+        for index, header in enumerate(self.sections):
+            if header.address:
+                start = self.section_table + index * SECTION.size + _SECTION_ADDRESS
+                data[start : start + 8] = bytes(8)
+        return bytes(data)
+
+    # Names
+
+    @cached_property
+    def section_strings(self) -> bytes:
+        """The string table that holds the sections' names."""
+        return self._raw(self.names_index)
+
+    @cached_property
+    def symbol_strings(self) -> bytes:
+        """The string table that holds the symbols' names; there must be a symbol table."""
+        return self._raw(self.sections[self.symbol_table].link)
+
+    def section_name(self, index: int) -> str:
+        """The name of section `index`; bytes that are not UTF-8 become surrogate escapes.
+
+        Raises JITListenerError if the name lies outside its string table.
+        """
+        return _string(self.section_strings, self.sections[index].name, f"section {index}")
+
+    def symbol_name(self, symbol: Symbol) -> str:
+        """The name of one of `symbols`; raises as `section_name` does."""
+        return _string(self.symbol_strings, symbol.name, f"a symbol of section {symbol.section}")
+
+    # Contents
+
+    def _raw(self, index: int) -> bytes:
+        header = self.sections[index]
+        return self.data[header.offset : header.offset + header.size]
+
+    def contents(self, index: int) -> bytes:
+        """The bytes of section `index`, unrelocated, decompressed; none for one without bits.
+
+        Raises JITListenerError if a compressed section is malformed, or not compressed by zlib.
+        """
+        header = self.sections[index]
+        if header.type == SHT_NOBITS:
+            return b""
+        if header.flags & SHF_COMPRESSED:
+            return _decompressed(self._raw(index), index)
+        return self._raw(index)
+
+    @cached_property
+    def symbols(self) -> list[Symbol]:
+        """Every symbol by index, the null one included.
+
+        Raises JITListenerError if a symbol is in a section that does not exist.
+        """
+        if not self.symbol_table:
+            return []
+        symbols = list(map(_symbol, SYMBOL.iter_unpack(self._raw(self.symbol_table))))
+        count = len(self.sections)
+        strings_size = len(self.symbol_strings)
+        for index, (name, _, _, section, _, _) in enumerate(symbols):
+            if count <= section and not SHN_LORESERVE <= section < SHN_XINDEX:
+                raise JITListenerError(
+                    f"symbol {index} is in section {section:#x}: there are {count}"
+                )
+            if name and name >= strings_size:
+                raise JITListenerError(
+                    f"symbol {index}: its name is at offset {name:#x} "
+                    f"of a string table of {strings_size:#x}"
+                )
+        return symbols
+
+    def relocations(self, index: int) -> list[tuple[int, int, int, int]]:
+        """The relocations that apply to section `index`: (offset, type, symbol index, addend).
+
+        Raises JITListenerError if they are without addends, compact, or in entries of a wrong size.
+        """
+        found: list[tuple[int, int, int, int]] = []
+        for table in self._relocation_tables.get(index, ()):
+            header = self.sections[table]
+            if header.type != SHT_RELA or header.entry_size != 24 or header.size % 24:
+                raise JITListenerError(
+                    f"section {table}: relocations of section {index} as {header.size:#x} bytes of "
+                    f"type {header.type:#x} in entries of {header.entry_size}: "
+                    "only SHT_RELA (4) in entries of 24 is read"
+                )
+            found += RELOCATION.iter_unpack(self._raw(table))
+        return found
+
+    def functions(self) -> list[FunctionSymbol]:
+        """The functions of the executable sections, by section and offset, one an address.
+
+        A function is a symbol of type STT_FUNC or STT_GNU_IFUNC, or a global label without a type,
+        as assembly has them. Of several at one address the first in this order gives name and
+        size: global, weak, local, label. A size of 0 is taken to reach the next function or the
+        section's end, and no size reaches beyond that end.
+
+        Raises JITListenerError if a function lies outside its section, or a name is malformed.
+        """
+        executable = {
+            index: header.size
+            for index, header in enumerate(self.sections)
+            if header.flags & SHF_EXECINSTR
+        }
+        found: dict[tuple[int, int], tuple[int, int, int]] = {}
+        for name, info, _, section, offset, size in self.symbols:
+            rank = _FUNCTION_RANK.get(info)
+            if rank is None or section not in executable:
+                continue
+            room = executable[section] - offset
+            if room <= 0:
+                if room or size:
+                    raise JITListenerError(
+                        f"a function at offset {offset:#x} of section {section}, "
+                        f"which has {executable[section]:#x} bytes"
+                    )
+                continue  # a label that marks the section's end
+            best = found.get((section, offset))
+            if best is None or rank < best[0]:
+                found[section, offset] = rank, name, min(size, room)
+        functions = []
+        ends = executable
+        room_for_names = 16 * len(self.data)
+        for (section, offset), (_, name, size) in sorted(found.items(), reverse=True):
+            text = _string(self.symbol_strings, name, f"a function of section {section}")
+            # Names may share their ends, as linkers make them do; in a file made to harm, each
+            # could be a long end of one string, and all of them be far larger than the file.
+            room_for_names -= len(text)
+            if room_for_names < 0:
+                raise JITListenerError("the names of the functions overlap: they exceed the file")
+            functions.append(FunctionSymbol(text, section, offset, size or ends[section] - offset))
+            ends[section] = offset
+        functions.reverse()
+        return functions
+
+
+def _string(table: bytes, offset: int, where: str) -> str:
+    end = table.find(b"\0", offset)
+    if end < 0:
+        raise JITListenerError(
+            f"{where}: its name, at offset {offset:#x} of a string table of {len(table):#x} bytes, "
+            "has no end"
+        )
+    return table[offset:end].decode("utf-8", "surrogateescape")
+
+
+def _decompressed(stored: bytes, index: int) -> bytes:
+    if len(stored) < COMPRESSION.size:
+        raise JITListenerError(f"section {index}: compressed, and shorter than its header")
+    method, _, size, _ = COMPRESSION.unpack_from(stored)
+    if method != _COMPRESS_ZLIB:
+        raise JITListenerError(
+            f"section {index}: compressed by method {method}; zlib (1) is read: "
+            "emit the object with -gz=zlib or -gz=none"
+        )
+    stream = stored[COMPRESSION.size :]
+    if size > _DEFLATE_MAXIMUM_RATIO * len(stream):
+        raise JITListenerError(
+            f"section {index}: {len(stream):#x} bytes said to expand to {size:#x}"
+        )
+    inflater = zlib.decompressobj()
+    try:
+        contents = inflater.decompress(stream, size + 1)
+    except zlib.error as error:
+        raise JITListenerError(f"section {index}: {error}") from None
+    if len(contents) != size or not inflater.eof:
+        raise JITListenerError(f"section {index}: it does not expand to {size:#x} bytes")
+    return contents
