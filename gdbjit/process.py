@@ -1,0 +1,197 @@
+"""The memory and the mappings of a process, read through /proc.
+
+Reads of this process go the same way as those of another: an address that is not mapped is then
+an error, where a pointer followed with ctypes would end the process. See proc(5).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import os
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from . import elf
+from .errors import GDBJITError
+
+# pread() makes room for all it is asked for before it reads, so a size that is more than this
+# is compared with what is mapped first.
+BULK = 1 << 20
+IOV_MAX = 1024
+
+
+class Mapping(NamedTuple):
+    """One line of /proc/PID/maps."""
+
+    start: int
+    end: int
+    permissions: str
+    offset: int
+    device: str
+    inode: int
+    path: str
+
+
+class Memory:
+    """The memory of process `pid`, or of this one where that is None.
+
+    The open file belongs to the address space, not to the number: when the process has ended or
+    has replaced its program, reads fail, also where the number is in use again.
+    """
+
+    def __init__(self, pid: int | None) -> None:
+        self.pid = pid
+        self.proc = f"/proc/{'self' if pid is None else pid}"
+        self._fd = -1
+        if pid is not None and pid <= 0:
+            raise GDBJITError(f"{pid} is not a process id: give a positive number")
+        try:
+            self._fd = os.open(f"{self.proc}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            # After a change of user a process may not open its own file, but read itself it may.
+            if pid is not None or error.errno != errno.EACCES:
+                raise self._error("cannot read its memory", error) from error
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    __del__ = close
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def read(self, address: int, size: int) -> bytes:
+        """`size` bytes at `address`; GDBJITError where not all of them are mapped."""
+        if size > BULK:
+            self._check_mapped(address, size)
+        parts = []
+        rest = size
+        while rest:
+            try:
+                part = (
+                    os.pread(self._fd, rest, address)
+                    if self._fd >= 0
+                    else _read_vm(os.getpid(), [address], rest)
+                )
+            except OSError as error:
+                raise self._error(f"cannot read {rest} bytes at {address:#x}", error) from error
+            except (OverflowError, MemoryError, struct.error) as error:
+                raise self._error(f"cannot read {rest} bytes at {address:#x}: {error!r}") from error
+            if not part:
+                raise self._error("it has ended, or runs another program now")
+            if len(part) == size:
+                return part
+            parts.append(part)
+            address += len(part)
+            rest -= len(part)
+        return b"".join(parts)
+
+    def read_all(self, addresses: Sequence[int], size: int) -> list[bytes]:
+        """`size` bytes at each of `addresses`, as near to one moment as can be."""
+        pid = os.getpid() if self.pid is None else self.pid
+        try:
+            data = b"".join(
+                _read_vm(pid, addresses[start : start + IOV_MAX], size)
+                for start in range(0, len(addresses), IOV_MAX)
+            )
+        except OSError as error:
+            if error.errno == errno.EFAULT:
+                raise self._error("cannot read many addresses at once", error) from error
+            data = b""  # a sandbox forbids it
+        if len(data) != size * len(addresses):
+            return [self.read(address, size) for address in addresses]
+        return [data[at : at + size] for at in range(0, len(data), size)]
+
+    def string(self, address: int, limit: int = 4096) -> bytes:
+        """The NUL-terminated string at `address`, at most `limit` bytes of it."""
+        text = b""
+        while len(text) < limit:
+            # Not over the end of a page: the next one need not be mapped.
+            text += self.read(address + len(text), 256 - (address + len(text)) % 256)
+            if b"\0" in text:
+                return text[: text.index(b"\0")]
+        raise self._error(f"no string of less than {limit} bytes at {address:#x}")
+
+    def mappings(self) -> list[Mapping]:
+        """What is mapped, by address."""
+        try:
+            with open(f"{self.proc}/maps", "rb") as file:  # noqa: PTH123 (pathlib is slower)
+                lines = file.read().splitlines()
+        except OSError as error:
+            raise self._error("cannot read its mappings", error) from error
+        return [_mapping(os.fsdecode(line)) for line in lines]
+
+    def auxv(self, form: elf.Format) -> dict[int, int]:
+        """The auxiliary vector, of which this process tells itself AT_PHDR and AT_PHNUM alone."""
+        if self.pid is None:
+            getauxval = ctypes.PyDLL(None).getauxval
+            getauxval.restype, getauxval.argtypes = ctypes.c_ulong, (ctypes.c_ulong,)
+            return {kind: getauxval(kind) for kind in (elf.AT_PHDR, elf.AT_PHNUM)}
+        try:
+            with open(f"{self.proc}/auxv", "rb") as file:  # noqa: PTH123
+                vector = file.read()
+        except OSError as error:
+            raise self._error("cannot read its auxiliary vector", error) from error
+        return dict(form.pairs(vector))
+
+    def _check_mapped(self, address: int, size: int) -> None:
+        at = address
+        for mapping in self.mappings():
+            if mapping.start <= at < mapping.end and mapping.permissions[0] == "r":
+                at = mapping.end
+        if at < address + size:
+            raise self._error(f"{size} bytes at {address:#x} are not mapped")
+
+    def _error(self, problem: str, error: OSError | None = None) -> GDBJITError:
+        who = "this process" if self.pid is None else f"process {self.pid}"
+        if error is None:
+            return GDBJITError(f"{who}: {problem}")
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return GDBJITError(
+                f"{who}: {problem}: no right to trace it. Run as the same user; where "
+                "/proc/sys/kernel/yama/ptrace_scope is 1 or more, as root or with CAP_SYS_PTRACE "
+                "(containers: --cap-add=SYS_PTRACE)"
+            )
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            if self.pid is None:
+                return GDBJITError(
+                    f"{who}: {problem}: {error}; this needs Linux with /proc mounted"
+                )
+            return GDBJITError(f"{who}: there is no such process (any more)")
+        return GDBJITError(f"{who}: {problem}: {error.strerror}")
+
+
+def _read_vm(pid: int, addresses: Sequence[int], size: int) -> bytes:
+    """At most `size` bytes at each address, up to one that is not mapped. See process_vm_readv(2).
+
+    Raises OSError.
+    """
+    count = len(addresses)
+    buffer = ctypes.create_string_buffer(size * count)
+    here = struct.pack("NN", ctypes.addressof(buffer), size * count)
+    there = struct.pack("NN" * count, *itertools.chain(*((at, size) for at in addresses)))
+    read = ctypes.PyDLL(None, use_errno=True).process_vm_readv
+    read.restype = ctypes.c_ssize_t
+    words = (ctypes.c_char_p, ctypes.c_ulong) * 2
+    read.argtypes = (ctypes.c_int, *words, ctypes.c_ulong)
+    got = read(pid, here, 1, there, count, 0)
+    if got < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return buffer.raw[:got]
+
+
+def _mapping(line: str) -> Mapping:
+    fields = line.split(maxsplit=5)
+    start, _, end = fields[0].partition("-")
+    path = fields[5].replace("\\012", "\n") if len(fields) > 5 else ""
+    return Mapping(
+        int(start, 16), int(end, 16), fields[1], int(fields[2], 16), fields[3], int(fields[4]), path
+    )
