@@ -1,0 +1,26 @@
+"""JIT listeners: whatever a JIT loads, every tool sees.
+
+    attachment = listeners.attach(engine, listeners.GDBRegistration(), listeners.PerfMap())
+
+From then on gdb and lldb break in the code that `engine` loads, and perf names it, until it is
+freed. `attach(None, …)` does so for every llvmlite engine of the process, Numba's included.
+"""
+
+from .attachment import Attachment, attach
+from .errors import JITListenerError
+from .events import Function, JITEventListener, Line, LoadedObject, Section
+from .gdb import GDBRegistration
+from .perf import PerfMap
+
+__all__ = [
+    "Attachment",
+    "Function",
+    "GDBRegistration",
+    "JITEventListener",
+    "JITListenerError",
+    "Line",
+    "LoadedObject",
+    "PerfMap",
+    "Section",
+    "attach",
+]

@@ -1,0 +1,121 @@
+"""`attach`: from now on listeners hear what an engine loads and frees."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from .engines.llvmlite import engines
+from .errors import JITListenerError
+from .events import JITEventListener, LoadedObject
+
+__all__ = ["Attachment", "attach"]
+
+logger = logging.getLogger("listeners")
+
+
+def attach(engine: Any | None, *listeners: JITEventListener) -> Attachment:
+    """Tell `listeners` of every object that `engine` loads and frees, from now on.
+
+    `engine` is an `ExecutionEngine` or `LLJIT` of llvmlite, an engine or code library of Numba,
+    or None for every llvmlite engine of this process, Numba's and future ones included. What is
+    loaded already is announced before this returns.
+
+    Raises JITListenerError if `engine` is none of these or is closed, or if this build of LLVM
+    cannot be heard.
+    """
+    attachment = Attachment(*listeners)
+    engines.subscribe(attachment, None if engine is None else _llvmlite_engine(engine))
+    return attachment
+
+
+class Attachment:
+    """Listeners attached to an engine. A context manager: leaving it detaches them."""
+
+    def __init__(self, *listeners: JITEventListener) -> None:
+        for listener in listeners:
+            if not isinstance(listener, JITEventListener):
+                raise JITListenerError(
+                    f"{listener!r} is not a JITEventListener: derive its class from that"
+                )
+        self.listeners = listeners
+        self._objects: dict[int, LoadedObject] = {}
+        self._attached = True
+        self._reported: set[int] = set()
+
+    @property
+    def objects(self) -> tuple[LoadedObject, ...]:
+        """The objects that have been announced and are still loaded, in the order of loading."""
+        return tuple(self._objects.values())
+
+    def detach(self) -> None:
+        """Announce no more objects. Those announced already are followed to their end, so that
+        no listener keeps code that is gone."""
+        self._attached = False
+        if not self._objects:
+            engines.unsubscribe(self)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    # From the engine
+
+    def loaded(self, obj: LoadedObject) -> None:
+        """For the engine: `obj` has been loaded."""
+        if not self._attached or obj.key in self._objects:
+            return
+        self._objects[obj.key] = obj
+        for listener in self.listeners:
+            try:
+                listener.notify_object_loaded(obj)
+            except Exception:
+                self._report(listener, "notify_object_loaded", obj)
+
+    def freeing(self, obj: LoadedObject) -> None:
+        """For the engine: `obj` is about to be freed."""
+        if self._objects.pop(obj.key, None) is None:
+            return
+        for listener in reversed(self.listeners):
+            try:
+                listener.notify_freeing_object(obj)
+            except Exception:
+                self._report(listener, "notify_freeing_object", obj)
+        if not self._attached and not self._objects:
+            engines.unsubscribe(self)
+
+    def _report(self, listener: JITEventListener, method: str, obj: LoadedObject) -> None:
+        """Log the error being handled, the first of each listener."""
+        if id(listener) not in self._reported:
+            self._reported.add(id(listener))
+            logger.exception(
+                "%s.%s failed for %r; this listener's further errors are not reported",
+                type(listener).__name__,
+                method,
+                obj,
+            )
+
+
+def _llvmlite_engine(engine: Any) -> Any:
+    """The llvmlite engine that `engine` is, or that an object of Numba's works with."""
+    inner = engine
+    for attribute in ("_codegen", "_engine", "_ee"):  # CodeLibrary, JITCPUCodegen, JitEngine
+        inner = getattr(inner, attribute, inner)
+    if not isinstance(inner, llvm.ExecutionEngine | llvm.LLJIT):
+        raise JITListenerError(
+            f"{engine!r} is no engine that can be attached to: give an ExecutionEngine or LLJIT"
+            " of llvmlite, an engine of Numba, or None for every engine of this process"
+        )
+    if inner.closed:
+        raise JITListenerError(f"{engine!r} is closed")
+    return inner

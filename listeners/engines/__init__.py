@@ -1,0 +1,1 @@
+"""Engines: the things that load code, and how each one is heard."""

@@ -1,0 +1,58 @@
+"""Being there when llvmlite calls LLVM.
+
+llvmlite calls libllvmlite through a table of wrappers, each of which takes a process-wide lock
+and then calls a ctypes function. `around` puts a function of ours in the place of that ctypes
+function: it runs with the lock held, knows the arguments, and is in whatever way the wrapper is
+reached. A call that has nothing to do with loading code is left alone, and costs nothing more.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Concatenate, ParamSpec
+
+from llvmlite.binding import ffi
+
+__all__ = ["address_of", "around", "lock"]
+
+P = ParamSpec("P")
+
+lock = ffi.lib._lock._lock
+"""llvmlite's re-entrant lock, held around every call into LLVM."""
+
+
+class _Around(partial[Any]):
+    """Stands in for a ctypes function, in a wrapper of llvmlite's, which may set its types."""
+
+    @property
+    def argtypes(self) -> Any:
+        return self.args[0].argtypes
+
+    @argtypes.setter
+    def argtypes(self, types: Any) -> None:
+        self.args[0].argtypes = types
+
+    @property
+    def restype(self) -> Any:
+        return self.args[0].restype
+
+    @restype.setter
+    def restype(self, type_: Any) -> None:
+        self.args[0].restype = type_
+
+
+def around(name: str, replacement: Callable[Concatenate[Callable[..., Any], P], Any]) -> None:
+    """From now on llvmlite's call of `name` runs `replacement(function, *args)`.
+
+    `function` is what was to be called; calling it, and what to return, is the replacement's
+    business.
+    """
+    wrapper = getattr(ffi.lib, name)
+    wrapper._cfn = _Around(replacement, wrapper._cfn)
+
+
+def address_of(handle: Any) -> int:
+    """The address that a handle of llvmlite's holds: a C pointer, or a Python object with one."""
+    return int.from_bytes(getattr(handle, "_ptr", handle), sys.byteorder)

@@ -1,0 +1,359 @@
+"""All of llvmlite's engines in this process: MCJIT and LLJIT, over either linker. Numba's too.
+
+From the import of this module on, the llvmlite calls that load or free code pass through here
+(`calls`). What a call has loaded stands in LLVM's own list (`llvmdescriptor`) with exact
+addresses, or, over JITLink, was prepared here to tell them (`jitlink`). It is announced before
+the call returns, so that nobody has the new code's address yet; and what a call will free is
+announced before it goes to LLVM (`objects`).
+
+Everything here runs with llvmlite's lock held.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import llvmlite.binding as llvm
+
+import gdbjit
+
+from ..errors import JITListenerError
+from ..events import EventSink, LoadedObject
+from ..objectfile import ObjectFile
+from . import jitlink
+from .calls import address_of, around, lock
+from .llvmdescriptor import LLVMDescriptor, find_descriptor
+from .objects import Engine, Loaded, Objects
+from .targets import TargetOptions
+
+__all__ = ["engines"]
+
+logger = logging.getLogger("listeners")
+
+
+class Engines:
+    """Every llvmlite engine of the process, and who listens to it."""
+
+    def __init__(self) -> None:
+        self._targets: dict[int, TargetOptions] = {}
+        self._engines: dict[int, Engine] = {}
+        self._trackers: dict[int, tuple[Engine, bytes]] = {}
+        self._descriptor: LLVMDescriptor | None = None
+        self._problem: JITListenerError | None = None
+        self._newest = 0
+        """The address of the newest entry of LLVM's list that is known here."""
+        self._objects = Objects()
+        self._unheard = False
+
+    def install(self) -> None:
+        """Hear of every call that makes an engine, loads code or frees it."""
+        around("LLVMPY_CreateTargetMachine", self._create_target_machine)
+        around("LLVMPY_CreateMCJITCompiler", self._create_mcjit)
+        around("LLVMPY_MCJITAddObjectFile", self._add_object_file)
+        around("LLVMPY_FinalizeObject", self._finalize)
+        around("LLVMPY_RunStaticConstructors", self._finalize)
+        around("LLVMPY_RunStaticDestructors", self._finalize)
+        around("LLVMPY_GetFunctionAddress", self._address)
+        around("LLVMPY_GetGlobalValueAddress", self._address)
+        around("LLVMPY_DisposeExecutionEngine", self._dispose_mcjit)
+        around("LLVMPY_CreateLLJITCompiler", self._create_lljit)
+        around("LLVMPY_LLJIT_Link", self._link)
+        around("LLVMPY_LLJITLookup", self._look_up)
+        around("LLVMPY_LLJIT_Dylib_Tracker_Dispose", self._dispose_tracker)
+        around("LLVMPY_LLJITDispose", self._dispose_lljit)
+
+    # Who listens
+
+    def subscribe(self, sink: EventSink, engine: Any | None) -> None:
+        """Send `sink` the events of llvmlite's `engine`, or of all of them, from now on.
+
+        What is loaded is announced at once. Raises JITListenerError if this build of LLVM
+        cannot be heard.
+        """
+        with lock:
+            if not (self._descriptor or self._search()):
+                assert self._problem
+                raise self._problem
+            heard = None if engine is None else self._engine(engine, isinstance(engine, llvm.LLJIT))
+            if heard is not None:
+                self._settle(heard, engine)
+                if heard.uses_jitlink and heard.target is None:
+                    self._report_unheard(heard, [jitlink.UNKNOWN_TARGET])
+            self._objects.subscribe(sink, heard)
+
+    def unsubscribe(self, sink: EventSink) -> None:
+        with lock:
+            self._objects.unsubscribe(sink)
+
+    # Calls that make an engine
+
+    def _create_target_machine(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        machine = call(*arguments)
+        if machine:
+            self._targets[address_of(machine)] = TargetOptions.from_call(*arguments)
+        return machine
+
+    def _create_mcjit(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        handle = call(*arguments)
+        if handle:
+            self._engines[address_of(handle)] = Engine(made_here=True)
+        return handle
+
+    def _create_lljit(
+        self, call: Callable[..., Any], machine: Any, suppress: Any, uses_jitlink: Any, error: Any
+    ) -> Any:
+        handle = call(machine, suppress, uses_jitlink, error)
+        if handle:
+            engine = Engine(made_here=True, uses_jitlink=bool(uses_jitlink))
+            if machine is None:
+                engine.target = TargetOptions.of_host()
+            else:
+                engine.target = self._targets.get(address_of(machine))
+            self._engines[address_of(handle)] = engine
+        return handle
+
+    # Calls that load code
+
+    def _finalize(self, call: Callable[..., Any], handle: Any) -> None:
+        descriptor = self._descriptor or self._search()
+        call(handle)
+        if descriptor:
+            self._look(self._engine(handle, is_lljit=False))
+
+    def _address(self, call: Callable[..., Any], handle: Any, name: bytes) -> Any:
+        # Mostly this loads nothing: no detours before that is known.
+        descriptor = self._descriptor or self._search()
+        address = call(handle, name)
+        if descriptor and (descriptor.words[2] != self._newest or self._objects.waiting):
+            self._look(self._engine(handle, is_lljit=False), executable=bool(address))
+        return address
+
+    def _add_object_file(self, call: Callable[..., Any], handle: Any, file: Any) -> None:
+        descriptor = self._descriptor or self._search()
+        call(handle, file)
+        if descriptor:
+            self._look(self._engine(handle, is_lljit=False), executable=False)
+
+    def _link(self, call: Callable[..., Any], handle: Any, name: bytes, *arguments: Any) -> Any:
+        if self._unheard or not (self._descriptor or self._search()):
+            return call(handle, name, *arguments)
+        engine = self._engine(handle, is_lljit=True)
+        if self._objects.heard:
+            self._settle(engine, handle)
+        link = None
+        if engine.uses_jitlink:
+            try:
+                link = jitlink.Link(engine.libraries, name, engine.target, *arguments)
+                arguments = link.arguments
+            except Exception:
+                logger.exception("the library %r is linked without being heard of", name)
+        tracker = call(handle, name, *arguments)
+        if tracker:
+            engine.trackers += 1
+            self._trackers[address_of(tracker)] = engine, name
+        if link is not None:
+            for file, addresses in link.finish(bool(tracker)):
+                self._add_jitlinked(engine, name, file, addresses)
+            if tracker:
+                self._add_drawn(engine, handle, link.drawn)
+            if tracker and self._objects.heard:
+                self._report_unheard(engine, link.unheard)
+        else:
+            seen = self._look(engine, name)
+            if tracker and not engine.uses_jitlink:
+                self._note_latent(engine, name, arguments, seen)
+        return tracker
+
+    def _look_up(
+        self, call: Callable[..., Any], handle: Any, library: bytes, symbol: bytes, *arguments: Any
+    ) -> Any:
+        heard = not self._unheard and (self._descriptor or self._search())
+        tracker = call(handle, library, symbol, *arguments)
+        if not heard:
+            return tracker
+        engine = self._engine(handle, is_lljit=True)
+        if tracker:
+            engine.trackers += 1
+            self._trackers[address_of(tracker)] = engine, library
+            drawn = jitlink.materialised(engine.libraries, [(library, symbol)])
+            self._add_drawn(engine, handle, drawn)
+        self._look(engine, library)
+        return tracker
+
+    # Calls that free it
+
+    def _dispose_mcjit(self, call: Callable[..., Any], handle: Any) -> None:
+        pointer = getattr(handle, "_ptr", handle)
+        engine = self._engines.pop(address_of(pointer), None)
+        self._free(lambda: list(engine.objects) if engine else [], lambda: call(pointer))
+
+    def _dispose_tracker(self, call: Callable[..., Any], tracker: Any, error: Any) -> Any:
+        if self._unheard:
+            return call(tracker, error)
+        pointer = getattr(tracker, "_ptr", tracker)
+        engine, name = self._trackers.pop(address_of(pointer), (None, b""))
+        whole = False
+        if engine:
+            engine.trackers -= 1
+            engine.libraries.pop(name, None)
+            engine.latent.pop(name, None)
+            whole = engine.closed and not engine.trackers and engine.made_here
+
+        def freed() -> list[int]:
+            objects = engine.objects if engine else {}
+            return [key for key, loaded in objects.items() if whole or loaded.library == name]
+
+        if self._objects.busy:  # then llvmlite will not wait for the error
+            error = ctypes.byref(ctypes.c_char_p())
+        return self._free(freed, lambda: call(pointer, error))
+
+    def _dispose_lljit(self, call: Callable[..., Any], handle: Any) -> None:
+        pointer = getattr(handle, "_ptr", handle)
+        engine = self._engines.pop(address_of(pointer), None)
+        ends = False
+        if engine:
+            engine.closed = True
+            ends = not engine.trackers and bool(engine.made_here or engine.uses_jitlink)
+        self._free(lambda: list(engine.objects) if engine and ends else [], lambda: call(pointer))
+
+    def _free(self, freed: Callable[[], list[int]], call: Callable[[], Any]) -> Any:
+        return self._objects.free(freed, lambda: self._freed(call()))
+
+    def _freed(self, result: Any) -> Any:
+        """After a call that frees: see what has gone of which that could not be known before."""
+        if self._descriptor:
+            self._newest = self._descriptor.words[2]
+            if self._objects.strays:
+                live = set(self._descriptor.entries())
+                for key in [key for key in self._objects.strays if key > 0 and key not in live]:
+                    self._objects.forget(key)
+        return result
+
+    # What the calls have done
+
+    def _search(self) -> LLVMDescriptor | None:
+        """Look for LLVM's list, once, and note what is in it already; None if there is none."""
+        if self._problem is None:
+            self._problem = JITListenerError("LLVM's list of objects is being looked for")
+            try:
+                self._descriptor = find_descriptor()
+                if self._descriptor.visible:
+                    gdbjit.share_lock(self._descriptor.visible, lock)
+            except (JITListenerError, gdbjit.GDBJITError, OSError) as error:
+                self._problem = JITListenerError(f"cannot hear llvmlite's engines: {error}")
+                logger.warning("%s", self._problem)
+            else:
+                self._look(None, executable=False)
+                self._objects.announce_executable(None)
+        return self._descriptor
+
+    def _engine(self, handle: Any, is_lljit: bool) -> Engine:
+        """The engine of a handle of llvmlite's; one we did not see made gets its record now."""
+        address = address_of(handle)
+        engine = self._engines.get(address)
+        if engine is None:
+            engine = Engine(made_here=False, uses_jitlink=None if is_lljit else False)
+            self._engines[address] = engine
+        return engine
+
+    def _settle(self, engine: Engine, handle: Any) -> None:
+        """Find out over which linker an LLJIT works that we did not see made: by trying."""
+        if engine.uses_jitlink is not None:
+            return
+        assert self._descriptor
+        name = jitlink.new_symbol().decode()
+        library = llvm.JITLibraryBuilder().add_ir(f"define void @{name}() {{ ret void }}")
+        before = self._descriptor.words[2]
+        with self._not_hearing(), library.export_symbol(name).link(_borrowed(handle), name):
+            engine.uses_jitlink = self._descriptor.words[2] == before
+
+    def _report_unheard(self, engine: Engine, reasons: Iterable[str]) -> None:
+        for reason in reasons:
+            if reason not in engine.reported:
+                engine.reported.add(reason)
+                logger.warning("linked by JITLink without being heard of: %s", reason)
+
+    def _look(
+        self, engine: Engine | None, library: bytes | None = None, executable: bool = True
+    ) -> int:
+        """Note, and announce, what LLVM's list has that it had not before; gives how many."""
+        assert self._descriptor
+        if self._objects.waiting and executable:
+            self._objects.announce_executable(engine)
+        if self._descriptor.words[2] == self._newest:
+            return 0
+        entries = list(self._descriptor.entries(until=self._objects))
+        self._newest = self._descriptor.words[2]
+        for entry in reversed(entries):
+            loaded = Loaded(partial(self._descriptor.read, entry), engine, library)
+            if engine is not None and engine.latent:
+                self._correct_library(engine, loaded)
+            self._objects.add(loaded, entry, executable)
+        return len(entries)
+
+    def _add_jitlinked(
+        self, engine: Engine, library: bytes, file: ObjectFile, addresses: dict[int, int]
+    ) -> None:
+        make = partial(LoadedObject, file, addresses, ctypes.string_at)
+        self._objects.add(Loaded(make, engine, library))
+
+    def _add_drawn(
+        self, engine: Engine, handle: Any, drawn: Iterable[tuple[jitlink.Library, jitlink.Element]]
+    ) -> None:
+        """Note what a call has brought into memory that an earlier one linked."""
+        for library, element in drawn:
+            with self._not_hearing():
+                addresses = jitlink.section_addresses(_borrowed(handle), library, element)
+            element.in_memory = True
+            self._add_jitlinked(engine, library.name, element.file, addresses)
+
+    def _note_latent(
+        self, engine: Engine, library: bytes, arguments: tuple[Any, ...], seen: int
+    ) -> None:
+        """Note which symbols of a new library are not in memory, if `seen` objects of it are."""
+        given = jitlink.given_elements(arguments)
+        if seen < len(given):
+            here = [loaded for loaded in engine.objects.values() if loaded.library == library]
+            symbols = set().union(*(jitlink.defined_symbols(kind, value) for kind, value in given))
+            for loaded in here:
+                symbols -= self._symbols(loaded)
+            if symbols:
+                engine.latent[library] = symbols
+
+    def _correct_library(self, engine: Engine, loaded: Loaded) -> None:
+        """Where one look-up brings objects of several libraries, find the one this is part of."""
+        symbols = self._symbols(loaded)
+        for library, latent in engine.latent.items():
+            if latent & symbols:
+                latent -= symbols
+                loaded.library = library
+                return
+
+    def _symbols(self, loaded: Loaded) -> set[bytes]:
+        obj = self._objects.made(loaded)
+        return jitlink.defined_symbols(jitlink.OBJECT, obj.elf) if obj else set()
+
+    @contextmanager
+    def _not_hearing(self) -> Iterator[None]:
+        """For what we load ourselves, and free before anybody could ask for it."""
+        self._unheard = True
+        try:
+            yield
+        finally:
+            self._unheard = False
+
+
+def _borrowed(handle: Any) -> Any:
+    """A Python object for an LLJIT that belongs to another."""
+    lljit = llvm.LLJIT(getattr(handle, "_ptr", handle))
+    lljit._owned = True  # llvmlite's word for "not mine to dispose of"
+    return lljit
+
+
+engines = Engines()
+engines.install()

@@ -1,0 +1,224 @@
+"""The objects that llvmlite's engines hold in memory, and who is told of them.
+
+Used with llvmlite's lock held. That lock is re-entrant: a listener may use LLVM, and the garbage
+collector may free an engine, in the middle of an announcement. What comes of that waits in
+`Objects._tasks` for its turn, the call that frees the memory included.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import JITListenerError
+from ..events import EventSink, LoadedObject
+from ..objectfile import SHF_EXECINSTR
+from . import jitlink
+from .targets import TargetOptions
+
+__all__ = ["Engine", "Loaded", "Objects"]
+
+logger = logging.getLogger("listeners")
+
+Sinks = Iterable[tuple[EventSink, "Engine | None"]]
+
+
+@dataclass(eq=False)
+class Loaded:
+    """An object in memory."""
+
+    make: Callable[[], LoadedObject]
+    engine: Engine | None
+    """None if it was loaded before we were here to see by whom."""
+    library: bytes | None = None
+    """In an LLJIT, the name of the library it is part of."""
+    obj: LoadedObject | None = None
+    """Made when somebody first listens."""
+
+
+@dataclass(eq=False)
+class Engine:
+    """An engine of llvmlite's, from its creation to its end."""
+
+    made_here: bool
+    """Whether it was made after this module was imported; else much of it is not known."""
+    uses_jitlink: bool | None = False
+    """None if that is not known yet."""
+    target: TargetOptions | None = None
+    """How it generates code, where that is known."""
+    objects: dict[int, Loaded] = field(default_factory=dict)
+    libraries: dict[bytes, jitlink.Library] = field(default_factory=dict)
+    """Those of JITLink."""
+    latent: dict[bytes, set[bytes]] = field(default_factory=dict)
+    """Of RuntimeDyld's libraries, the symbols that are linked and not in memory."""
+    reported: set[str] = field(default_factory=set)
+    """Why parts of what it has linked are not heard of, as far as that was logged."""
+    trackers: int = 0
+    """An LLJIT lives until it is closed and the last of its trackers is, too."""
+    closed: bool = False
+
+
+class Objects:
+    """What is in memory by key, in load order, and the sinks that hear of it.
+
+    An object's key is the address of LLVM's entry for it. What JITLink has loaded is numbered from
+    -1 down.
+    """
+
+    def __init__(self) -> None:
+        self.strays: set[int] = set()
+        """Objects whose end is only seen afterwards: their engine was made before we were here."""
+        self.waiting: list[int] = []
+        """Objects in memory that cannot run yet."""
+        self._objects: dict[int, Loaded] = {}
+        self._jitlinked = 0
+        self._sinks: list[tuple[EventSink, Engine | None]] = []
+        self._tasks: deque[Callable[[], None]] = deque()
+        self.busy = False
+        """Whether something is being announced."""
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._objects
+
+    # Who listens
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._sinks)
+
+    def subscribe(self, sink: EventSink, engine: Engine | None) -> None:
+        """Tell `sink` of the objects of `engine`, or of all, and at once of those there are."""
+        self._sinks.append((sink, engine))
+        self._do(lambda: self._tell_loaded(tuple(self._objects), [(sink, engine)]))
+
+    def unsubscribe(self, sink: EventSink) -> None:
+        self._sinks = [(other, engine) for other, engine in self._sinks if other is not sink]
+
+    # What comes and goes
+
+    def add(self, loaded: Loaded, key: int | None = None, executable: bool = True) -> None:
+        """Note an object, and announce it if it can run."""
+        if key is None:
+            self._jitlinked += 1
+            key = -self._jitlinked
+        self._objects[key] = loaded
+        if loaded.engine is not None:
+            loaded.engine.objects[key] = loaded
+        if loaded.engine is None or not loaded.engine.made_here:
+            self.strays.add(key)
+        if executable:
+            self._do(partial(self._tell_loaded, [key], self._sinks))
+        else:
+            self.waiting.append(key)
+
+    def announce_executable(self, engine: Engine | None) -> None:
+        """Announce what `engine` has made executable, which it has loaded before.
+
+        MCJIT registers an object of `add_object_file` before it has relocated it, and makes its
+        pages executable when it finalizes all there is. Of objects whose engine is not known, the
+        memory tells.
+        """
+        waiting, self.waiting = self.waiting, []
+        for key in waiting:
+            loaded = self._objects[key]
+            if loaded.engine is engine if loaded.engine else self._is_executable(loaded):
+                self._do(partial(self._tell_loaded, [key], self._sinks))
+            else:
+                self.waiting.append(key)
+
+    def _is_executable(self, loaded: Loaded) -> bool:
+        obj = self.made(loaded)
+        executable = _executable_memory()
+        return obj is not None and all(
+            any(start <= section.address < end for start, end in executable)
+            for section in obj.sections
+            if section.flags & SHF_EXECINSTR
+        )
+
+    def free(self, freed: Callable[[], list[int]], call: Callable[[], Any]) -> Any:
+        """Announce the end of the objects `freed()`, then make the call that frees them.
+
+        Gives what the call gives, or None if it waits for its turn.
+        """
+        result = None
+
+        def task() -> None:
+            nonlocal result
+            for key in reversed(freed()):
+                self.forget(key)
+            result = call()
+
+        self._do(task)
+        return result
+
+    def forget(self, key: int) -> None:
+        """Announce the end of an object, for the last time that its memory may be read."""
+        loaded = self._objects.pop(key)
+        self.strays.discard(key)
+        if loaded.engine is not None:
+            del loaded.engine.objects[key]
+        if key in self.waiting:
+            self.waiting.remove(key)
+        elif loaded.obj is not None:
+            for sink, engine in reversed(self._sinks):
+                if _is_heard(loaded, engine):
+                    sink.freeing(loaded.obj)
+        if loaded.obj is not None:
+            loaded.obj.forget_memory()
+
+    def made(self, loaded: Loaded) -> LoadedObject | None:
+        """The object, made when it is first asked for; None if it cannot be read."""
+        if loaded.obj is None:
+            try:
+                loaded.obj = loaded.make()
+            except JITListenerError as error:
+                logger.warning("an object is loaded without being heard of: %s", error)
+        return loaded.obj
+
+    def _tell_loaded(self, keys: Iterable[int], sinks: Sinks) -> None:
+        for key in keys:
+            loaded = self._objects.get(key)
+            if loaded is None or key in self.waiting:
+                continue
+            for sink, engine in tuple(sinks):
+                if _is_heard(loaded, engine) and (obj := self.made(loaded)):
+                    sink.loaded(obj)
+
+    def _do(self, task: Callable[[], None]) -> None:
+        """Run `task` now, or when those before it have run."""
+        self._tasks.append(task)
+        if self.busy:
+            return
+        self.busy = True
+        try:
+            while self._tasks:
+                self._tasks.popleft()()
+        finally:
+            self.busy = False
+
+
+def _is_heard(loaded: Loaded, engine: Engine | None) -> bool:
+    """Whether who listens to `engine` hears of the object.
+
+    One whose engine is not known may be of any engine made before we were here.
+    """
+    if engine is None or loaded.engine is engine:
+        return True
+    return loaded.engine is None and not engine.made_here and not engine.uses_jitlink
+
+
+def _executable_memory() -> list[tuple[int, int]]:
+    """The executable address ranges of this process."""
+    ranges = []
+    for line in Path("/proc/self/maps").read_bytes().splitlines():
+        addresses, permissions, _ = line.split(maxsplit=2)
+        if b"x" in permissions:
+            start, end = addresses.split(b"-")
+            ranges.append((int(start, 16), int(end, 16)))
+    return ranges

@@ -1,0 +1,218 @@
+"""What an engine says and a listener hears: objects loaded, objects about to be freed.
+
+`LoadedObject` is the one noun that crosses from engines to listeners: the object's bytes as
+the compiler emitted them, and the load address of each of its sections. All else — functions,
+lines, the linked image — is derived from these two, when somebody asks, once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from .demangle import demangle
+from .errors import JITListenerError
+from .objectfile import SHF_ALLOC, ObjectFile
+
+if TYPE_CHECKING:
+    import gdbjit
+
+
+__all__ = ["EventSink", "Function", "JITEventListener", "Line", "LoadedObject", "Section"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a loaded object that takes up memory."""
+
+    name: str
+    index: int
+    """Its index in the object's section header table."""
+    address: int
+    """Its load address."""
+    size: int
+    """In bytes."""
+    flags: int
+    """`sh_flags`."""
+
+
+class Function(NamedTuple):
+    """A function of a loaded object."""
+
+    name: str
+    """As in the symbol table."""
+    address: int
+    size: int
+    """In bytes; where the symbol has none, up to the next symbol."""
+
+    @property
+    def demangled(self) -> str:
+        """The name as it was written in the source."""
+        return demangle(self.name)
+
+
+class Line(NamedTuple):
+    """Code of one source line: it begins at `address` and ends where the next one begins."""
+
+    address: int
+    file: str
+    """As the compiler wrote it, the compilation directory in front where it is relative."""
+    line: int
+    """0 where the code has no source line, and behind the last line of a sequence."""
+
+
+_keys = itertools.count(1)
+
+
+class LoadedObject:
+    """An object that an engine has loaded: what it holds and where it lies.
+
+    All of it can be read after the engine has freed the code, but `image()` and `lines()` must
+    have been asked for before.
+    """
+
+    def __init__(
+        self,
+        file: ObjectFile,
+        addresses: Mapping[int, int],
+        read: Callable[[int, int], bytes],
+        registered_in: gdbjit.Descriptor | None = None,
+    ) -> None:
+        """The object `file`, its section of index i loaded at `addresses[i]`.
+
+        `read(address, size)` gives the bytes of loaded memory. `registered_in` is the
+        descriptor of the GDB JIT interface in which the engine itself has registered the
+        object.
+        """
+        self.key = next(_keys)
+        """A number no other object of this process has or will have."""
+        self.registered_in = registered_in
+        self._addresses = addresses
+        self._read: Callable[[int, int], bytes] | None = read
+        self._file = file
+
+    def __repr__(self) -> str:
+        return f"<LoadedObject {self.key} {self.name!r}>"
+
+    @cached_property
+    def elf(self) -> bytes:
+        """The object file's bytes as the compiler emitted them."""
+        return self._file.emitted
+
+    @cached_property
+    def name(self) -> str:
+        """What to call the object: its first function's name, else that of its first section."""
+        if self.functions:
+            return self.functions[0].demangled
+        return self.sections[0].name if self.sections else f"object {self.key}"
+
+    @cached_property
+    def sections(self) -> tuple[Section, ...]:
+        """The sections that take up memory, in the order of the object's section table."""
+        addresses = self._addresses
+        return tuple(
+            Section(
+                self._file.section_name(index), index, addresses[index], header.size, header.flags
+            )
+            for index, header in enumerate(self._file.sections)
+            if header.flags & SHF_ALLOC and header.size and index in addresses
+        )
+
+    @cached_property
+    def functions(self) -> tuple[Function, ...]:
+        """The functions, by address."""
+        addresses = self._addresses
+        found = [
+            Function(name, addresses[section] + offset, size)
+            for name, section, offset, size in self._file.functions()
+            if section in addresses
+        ]
+        found.sort(key=lambda function: function.address)
+        return tuple(found)
+
+    def section(self, name: str) -> Section:
+        """The first section called `name`; KeyError if there is none in memory."""
+        for section in self.sections:
+            if section.name == name:
+                return section
+        raise KeyError(name)
+
+    def function(self, name: str) -> Function:
+        """The function called `name`, mangled or demangled; KeyError if there is none."""
+        for function in self.functions:
+            if function.name == name:
+                return function
+        for function in self.functions:
+            if function.demangled == name:
+                return function
+        raise KeyError(name)
+
+    def function_at(self, address: int) -> Function | None:
+        """The function whose code holds `address`, or None."""
+        at = bisect_right(self.functions, address, key=lambda function: function.address)
+        if at:
+            function = self.functions[at - 1]
+            if address < function.address + function.size:
+                return function
+        return None
+
+    def image(self) -> bytes:
+        """The object as one linked ELF file at its load addresses, for any tool.
+
+        Raises JITListenerError if the object is malformed, or was freed before the first call.
+        """
+        return self._image
+
+    @cached_property
+    def _image(self) -> bytes:
+        from .image import build_image
+
+        if self._read is None:
+            raise JITListenerError(
+                f"{self!r}: the engine has freed its memory; ask for the image before that"
+            )
+        return build_image(self._file, self._addresses, self._read)
+
+    def forget_memory(self) -> None:
+        """For the engine: the object's memory goes now, and is not to be read again."""
+        self._read = None
+
+    def lines(self) -> tuple[Line, ...]:
+        """The source lines of the code, by address; empty without debug information.
+
+        Raises JITListenerError if the debug information is malformed.
+        """
+        return self._lines
+
+    @cached_property
+    def _lines(self) -> tuple[Line, ...]:
+        from .lines import read_lines
+
+        return read_lines(self.image())
+
+
+class JITEventListener:
+    """Base of all listeners; LLVM's own names.
+
+    Both methods are called while the engine's lock is held, by the thread that loads or frees:
+    be brief, and do not wait for another thread that uses LLVM. What they raise is reported
+    through `logging`, once a listener, and disturbs nobody.
+    """
+
+    def notify_object_loaded(self, obj: LoadedObject) -> None:
+        """`obj` has been loaded and can run; nobody has its addresses yet."""
+
+    def notify_freeing_object(self, obj: LoadedObject) -> None:
+        """`obj` is about to be freed."""
+
+
+class EventSink(Protocol):
+    """Where an engine sends its events: an attachment."""
+
+    def loaded(self, obj: LoadedObject) -> None: ...
+
+    def freeing(self, obj: LoadedObject) -> None: ...

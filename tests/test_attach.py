@@ -1,0 +1,484 @@
+"""`attach`: what is announced, to whom, when, and in which order."""
+
+import ctypes
+import gc
+import logging
+import subprocess
+import sys
+import threading
+import weakref
+
+import llvmlite.binding as llvm
+import pytest
+from jit import Program, target_machine
+
+import listeners
+
+Int = ctypes.CFUNCTYPE(ctypes.c_int64)
+
+
+class Log(listeners.JITEventListener):
+    """Writes down what it hears."""
+
+    def __init__(self, name: str = "", log: list | None = None) -> None:
+        self.name = name
+        self.events = [] if log is None else log
+        self.objects = []
+
+    def notify_object_loaded(self, obj):
+        self.objects.append(obj)
+        self.events.append(f"{self.name}+{obj.name}")
+
+    def notify_freeing_object(self, obj):
+        self.events.append(f"{self.name}-{obj.name}")
+
+
+def function(name: str, value: int = 1) -> str:
+    return f"define i64 @{name}() {{ ret i64 {value} }}"
+
+
+DATA = """
+@counter = global i64 41
+@table = private constant [4 x i64] [i64 11, i64 22, i64 33, i64 44]
+define i64 @next(i64 %i) {
+  %old = load i64, ptr @counter
+  %place = getelementptr i64, ptr @table, i64 %i
+  %step = load i64, ptr %place
+  %new = add i64 %old, %step
+  store i64 %new, ptr @counter
+  ret i64 %new
+}
+"""
+
+
+@pytest.mark.parametrize("small", [False, True], ids=["default", "small"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_object_is_announced_with_the_exact_address_of_every_section(linker, small, when):
+    program = Program(linker, small)
+    if when == "before":
+        attachment = listeners.attach(program.engine, Log())
+        (address,) = program.load(DATA, "next")
+    else:
+        (address,) = program.load(DATA, "next")
+        attachment = listeners.attach(program.engine, Log())
+    (obj,) = attachment.objects
+    assert obj.function("next").address == address
+    names = {section.name for section in obj.sections}
+    assert len(names) == len(obj.sections)
+    assert ".eh_frame" in names
+    assert {name.replace(".l", ".") for name in names} >= {".text", ".data"}
+    for section in obj.sections:
+        assert section.address % 4 == 0
+        memory = ctypes.string_at(section.address, section.size)
+        if section.name.replace(".l", ".") in (".data", ".rodata"):  # nothing in it is relocated
+            assert memory in obj.elf
+    data = next(s for s in obj.sections if s.name.replace(".l", ".") == ".data")
+    assert ctypes.c_int64.from_address(data.address).value == 41
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(2) == 74
+    assert ctypes.c_int64.from_address(data.address).value == 74
+
+
+def test_nobody_has_the_address_before_the_listeners_do(program):
+    class Calls(listeners.JITEventListener):
+        def notify_object_loaded(self, obj):
+            self.result = Int(obj.function("f").address)()  # it can run already
+
+    calls = Calls()
+    listeners.attach(program.engine, calls)
+    program.load(function("f", 5), "f")
+    assert calls.result == 5
+
+
+def test_going_is_announced_while_the_code_can_still_run(program):
+    class Calls(listeners.JITEventListener):
+        def notify_freeing_object(self, obj):
+            self.result = Int(obj.function("f").address)()
+
+    calls = Calls()
+    attachment = listeners.attach(program.engine, calls)
+    program.load(function("f", 6), "f")
+    program.unload()
+    assert calls.result == 6
+    assert attachment.objects == ()
+
+
+def test_listeners_hear_loads_in_order_and_frees_in_reverse(program):
+    events = []
+    listeners.attach(program.engine, Log("a", events), Log("b", events))
+    program.load(function("f"), "f")
+    program.unload()
+    assert events == ["a+f", "b+f", "b-f", "a-f"]
+
+
+def test_none_attaches_to_every_engine_and_to_those_to_come(linker):
+    earlier = Program(linker)
+    log = Log()
+    attachment = listeners.attach(None, log)
+    later = Program(linker)
+    earlier.load(function("in_earlier"), "in_earlier")
+    later.load(function("in_later"), "in_later")
+    attachment.detach()
+    assert [event for event in log.events if "in_" in event] == ["+in_earlier", "+in_later"]
+
+
+def test_an_attachment_to_one_engine_does_not_hear_another(program, linker):
+    log = Log()
+    other = Program(linker)
+    other.load(function("before"), "before")
+    listeners.attach(program.engine, log)
+    other.load(function("after"), "after")
+    other.unload()
+    assert log.events == []
+
+
+def test_two_attachments_share_the_objects(program):
+    first = listeners.attach(program.engine, Log())
+    program.load(function("f"), "f")
+    second = listeners.attach(program.engine, Log())
+    assert first.objects == second.objects
+    assert first.objects[0] is second.objects[0]
+
+
+def test_what_was_announced_is_followed_to_its_end_after_detach(program):
+    log = Log()
+    attachment = listeners.attach(program.engine, log)
+    program.load(function("f"), "f")
+    attachment.detach()
+    program.load(function("g"), "g")
+    program.unload()
+    if program.trackers:
+        program.unload()
+    assert log.events == ["+f", "-f"]
+    assert attachment.objects == ()
+
+
+def test_an_attachment_is_a_context_manager(program):
+    log = Log()
+    with listeners.attach(program.engine, log):
+        program.load(function("f"), "f")
+    program.load(function("g"), "g")
+    assert log.events == ["+f"]
+
+
+def test_a_listener_that_raises_is_reported_once_and_disturbs_nobody(program, caplog):
+    class Broken(listeners.JITEventListener):
+        def notify_object_loaded(self, obj):
+            raise ZeroDivisionError
+
+        notify_freeing_object = notify_object_loaded
+
+    log = Log()
+    listeners.attach(program.engine, Broken(), log)
+    with caplog.at_level(logging.DEBUG, "listeners"):
+        (address,) = program.load(function("f", 7), "f")
+        program.load(function("g"), "g")
+        assert Int(address)() == 7
+        program.unload()
+        if program.trackers:
+            program.unload()
+    assert sorted(log.events) == ["+f", "+g", "-f", "-g"]
+    assert len(caplog.records) == 1
+    assert "Broken.notify_object_loaded failed for <LoadedObject" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_listener_may_load_and_free_code_itself(program, linker):
+    log = Log()
+
+    class Compiles(listeners.JITEventListener):
+        def notify_object_loaded(self, obj):
+            if obj.name == "f":
+                inner = Program(linker)
+                inner.load(function("inner"), "inner")
+                inner.unload()
+
+    attachment = listeners.attach(None, Compiles(), log)
+    program.load(function("f"), "f")
+    attachment.detach()
+    ours = [event for event in log.events if event[1:] in ("f", "inner")]
+    assert ours == ["+f", "+inner", "-inner"]
+
+
+def test_code_the_collector_frees_amid_an_announcement_goes_after_it(linker):
+    class Holder:
+        pass
+
+    holder = Holder()
+    holder.itself = holder  # only the collector can free it
+    holder.program = Program(linker)
+    holder.program.load(function("held"), "held")
+    gone = weakref.ref(holder)
+    events = []
+
+    class Collects(Log):
+        def notify_object_loaded(self, obj):
+            super().notify_object_loaded(obj)
+            if obj.name == "f":
+                gc.collect()
+                events.append("collected")
+
+    attachment = listeners.attach(None, Collects("a", events), Log("b", events))
+    program = Program(linker)
+    del holder
+    program.load(function("f"), "f")
+    attachment.detach()
+    assert gone() is None
+    ours = [event for event in events if event[1:] in ("+f", "-held") or event == "collected"]
+    assert ours == ["a+f", "collected", "b+f", "b-held", "a-held"]
+
+
+def test_engines_load_from_many_threads_while_others_attach(linker):
+    attachment = listeners.attach(None, log := Log())
+    problems = []
+
+    def load(thread: int) -> None:
+        try:
+            for turn in range(10):
+                name = f"t{thread}_{turn}"
+                program = Program(linker)
+                (address,) = program.load(function(name, turn), name)
+                with listeners.attach(program.engine, mine := Log()):
+                    assert mine.objects[0].function(name).address == address
+                assert Int(address)() == turn
+                program.unload()
+        except BaseException as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    attachment.detach()
+    assert problems == []
+    ours = [event for event in log.events if event[1:2] == "t"]
+    assert sorted(ours) == sorted(f"{s}t{i}_{j}" for s in "+-" for i in range(4) for j in range(10))
+
+
+@pytest.mark.parametrize("thing", ["gdb", 7, [], llvm])
+def test_what_is_no_engine_is_refused(thing):
+    with pytest.raises(listeners.JITListenerError, match="no engine that can be attached to"):
+        listeners.attach(thing, Log())
+
+
+def test_a_closed_engine_is_refused(program):
+    program.engine.close()
+    with pytest.raises(listeners.JITListenerError, match="is closed"):
+        listeners.attach(program.engine, Log())
+
+
+def test_what_is_no_listener_is_refused(program):
+    with pytest.raises(listeners.JITListenerError, match="not a JITEventListener"):
+        listeners.attach(program.engine, print)
+
+
+# MCJIT
+
+
+def mcjit(text: str) -> llvm.ExecutionEngine:
+    return llvm.create_mcjit_compiler(llvm.parse_assembly(text), target_machine())
+
+
+def test_mcjit_compiles_lazily_when_an_address_is_asked_for():
+    engine = mcjit(function("first"))
+    engine.add_module(llvm.parse_assembly(function("second")))
+    attachment = listeners.attach(engine, log := Log())
+    assert log.events == []
+    engine.get_function_address("second")
+    assert log.events == ["+second"]
+    engine.get_function_address("first")
+    assert log.events == ["+second", "+first"]
+    assert [obj.name for obj in attachment.objects] == ["second", "first"]
+
+
+def test_mcjit_announces_an_added_object_when_it_can_run():
+    engine = Program("mcjit").engine
+    calls = []
+
+    class Calls(listeners.JITEventListener):
+        def notify_object_loaded(self, obj):
+            calls.append(Int(obj.function("added").address)())
+
+    listeners.attach(engine, Calls())
+    elf = target_machine().emit_object(llvm.parse_assembly(function("added", 3)))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(elf))
+    assert calls == []
+    engine.finalize_object()
+    assert calls == [3]
+
+
+def test_mcjit_keeps_the_code_of_a_removed_module_until_it_is_closed():
+    engine = Program("mcjit").engine
+    module = llvm.parse_assembly(function("f"))
+    engine.add_module(module)
+    attachment = listeners.attach(engine, log := Log())
+    engine.finalize_object()
+    engine.remove_module(module)
+    assert [obj.name for obj in attachment.objects] == ["f"]
+    engine.close()
+    assert log.events == ["+f", "-f"]
+
+
+def test_mcjit_with_an_object_cache_of_the_users():
+    cache = {}
+
+    def load(found: list) -> None:
+        engine = mcjit(function("f", 9))
+        engine.set_object_cache(
+            lambda module, elf: cache.__setitem__("f", elf),
+            lambda module: found.append("f" in cache) or cache.get("f"),
+        )
+        with listeners.attach(engine, log := Log()):
+            assert Int(engine.get_function_address("f"))() == 9
+        assert log.events == ["+f"]
+        assert log.objects[0].elf == cache["f"]
+
+    looks: list[bool] = []
+    load(looks)
+    load(looks)
+    assert looks == [False, True]
+
+
+# LLJIT
+
+
+@pytest.fixture(params=["rtdyld", "jitlink"])
+def lljit(request) -> llvm.LLJIT:
+    return Program(request.param).engine
+
+
+def link(lljit, name, *texts, exports=(), libraries=()):
+    builder = llvm.JITLibraryBuilder()
+    for text in texts:
+        builder.add_ir(text)
+    for library in libraries:
+        builder.add_jit_library(library)
+    for export in exports:
+        builder.export_symbol(export)
+    return builder.link(lljit, name)
+
+
+def test_a_library_of_ir_objects_files_and_assembly(lljit, tmp_path):
+    machine = target_machine()
+    image, file = (machine.emit_object(llvm.parse_assembly(function(n))) for n in ("o", "p"))
+    path = tmp_path / "p.o"
+    path.write_bytes(file)
+    attachment = listeners.attach(lljit, Log())
+    builder = llvm.JITLibraryBuilder().add_ir(function("i")).add_native_assembly(function("a"))
+    builder.add_object_img(image).add_object_file(path)
+    for name in "iaop":
+        builder.export_symbol(name)
+    tracker = builder.link(lljit, "library")
+    found = {function.name: function for obj in attachment.objects for function in obj.functions}
+    assert {name: found[name].address for name in "iaop"} == {
+        name: tracker[name] for name in "iaop"
+    }
+    assert next(obj for obj in attachment.objects if obj.name == "o").elf == image
+
+
+def test_what_is_not_looked_up_is_not_in_memory_and_not_announced(lljit):
+    attachment = listeners.attach(lljit, log := Log())
+    tracker = link(lljit, "library", function("now"), function("later"), exports=["now"])
+    assert log.events == ["+now"]
+    looked_up = lljit.lookup("library", "later")
+    assert log.events == ["+now", "+later"]
+    assert attachment.objects[1].function("later").address == looked_up["later"]
+    tracker.close()
+    assert sorted(log.events[2:]) == ["-later", "-now"]
+    del looked_up
+
+
+def test_what_one_library_draws_from_another_goes_with_that_other(lljit):
+    listeners.attach(lljit, log := Log())
+    lower = link(lljit, "lower", function("low", 4))
+    assert log.events == []
+    text = "declare i64 @low() define i64 @high() { %r = call i64 @low() ret i64 %r }"
+    upper = link(lljit, "upper", text, exports=["high"], libraries=["lower"])
+    assert sorted(log.events) == ["+high", "+low"]
+    assert Int(upper["high"])() == 4
+    upper.close()
+    assert log.events[2:] == ["-high"]
+    lower.close()
+    assert log.events[2:] == ["-high", "-low"]
+
+
+def test_a_tracker_collected_unloads_its_library(lljit):
+    listeners.attach(lljit, log := Log())
+    link(lljit, "library", function("f"), exports=["f"])
+    gc.collect()
+    assert log.events == ["+f", "-f"]
+
+
+def test_a_closed_lljit_lives_as_long_as_a_tracker(lljit):
+    listeners.attach(lljit, log := Log())
+    tracker = link(lljit, "library", function("f", 8), exports=["f"])
+    lljit.close()
+    assert log.events == ["+f"]
+    assert Int(tracker["f"])() == 8
+    tracker.close()
+    assert log.events == ["+f", "-f"]
+
+
+CONSTRUCTOR = """
+@value = global i64 1
+@llvm.global_ctors = appending global [1 x { i32, ptr, ptr }]
+  [{ i32, ptr, ptr } { i32 65535, ptr @set, ptr null }]
+define internal void @set() { store i64 2, ptr @value ret void }
+define i64 @get() { %v = load i64, ptr @value ret i64 %v }
+"""
+
+
+def test_static_constructors_run_and_their_functions_are_announced(lljit):
+    attachment = listeners.attach(lljit, Log())
+    builder = llvm.JITLibraryBuilder().add_ir(CONSTRUCTOR).add_current_process()
+    tracker = builder.export_symbol("get").link(lljit, "library")
+    assert Int(tracker["get"])() == 2
+    names = {function.name for obj in attachment.objects for function in obj.functions}
+    assert names >= {"get", "set"}
+
+
+BAD_LINKS = {
+    "unresolved": ["declare i64 @nix() define i64 @f() { %r = call i64 @nix() ret i64 %r }"],
+    "no such export": ["define i64 @g() { ret i64 1 }"],
+    "syntax": ["define i64 @f() { ret }"],
+    "duplicate": ["define i64 @f() { ret i64 1 }"] * 2,
+    "data layout": ['target datalayout = "e" define i64 @f() { ret i64 1 }'],
+}
+
+
+@pytest.mark.parametrize("texts", BAD_LINKS.values(), ids=BAD_LINKS)
+def test_the_users_link_errors_are_what_they_were(linker, texts):
+    if linker == "mcjit":
+        linker = "rtdyld"
+    script = f"""
+import jit, llvmlite.binding as llvm
+jit.initialize()
+engine = jit.Program({linker!r}).engine
+builder = llvm.JITLibraryBuilder()
+for text in {texts!r}:
+    builder.add_ir(text)
+for attempt in 1, 2:
+    try:
+        builder.export_symbol("f").link(engine, "library")
+    except RuntimeError as error:
+        print(error)
+"""
+    bare = script.replace("import jit,", f"{BARE_JIT}\nimport jit,")
+    assert output(script) == output(bare)
+
+
+# `jit` imports listeners; this puts an empty module in its place.
+BARE_JIT = "import sys, types; sys.modules['listeners'] = types.ModuleType('listeners')"
+
+
+def output(script: str) -> str:
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+    )
+    return done.stdout

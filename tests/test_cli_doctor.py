@@ -1,0 +1,214 @@
+"""`jitlisten doctor`: it says what works here, and what does not where something is taken away."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tools import run, tool
+
+import jitlisten
+
+pytestmark = pytest.mark.tools
+
+ROOT = Path(jitlisten.__file__).parents[1]
+DOCTOR = [
+    sys.executable,
+    "-c",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jitlisten import main; sys.exit(main())",
+    "doctor",
+]
+NAMES = [
+    *("gdb", "lldb", "ptrace", "perf", "perf_event_paranoid", "perf_record", "counters"),
+    *("llvmlite", "descriptor", "numba", "tmp"),
+]
+
+# linux/prctl.h, linux/filter.h, linux/seccomp.h, linux/capability.h
+PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, FILTER = 22, 24, 38, 2
+LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
+ALLOW, EPERM = 0x7FFF0000, 0x00050001
+CAP_SYS_ADMIN, CAP_PERFMON = 21, 38
+SYSTEM_CALLS = {"x86_64": {"ptrace": 101, "perf_event_open": 298}}.get(
+    os.uname().machine, {"ptrace": 117, "perf_event_open": 241}
+)
+PTRACE_SEIZE = 0x4206
+libc = ctypes.CDLL(None)
+
+
+def doctor(
+    *command: str, status: int = 0, before: Callable[[], Any] | None = None, **variables: str
+) -> dict[str, dict[str, str]]:
+    """The checks by name, of the doctor in JSON; `before` runs in its process."""
+    outcome = subprocess.run(
+        command or [*DOCTOR, "--json"],
+        env=os.environ | variables,
+        preexec_fn=before,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (outcome.returncode, outcome.stderr) == (status, ""), outcome.stdout
+    result = json.loads(outcome.stdout)
+    assert result["works"] == (status == 0)
+    assert [check["name"] for check in result["checks"]] == NAMES
+    return {check["name"]: check for check in result["checks"]}
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A directory for PATH that has the tools and nothing else."""
+    for name in ("gdb", "lldb", "perf"):
+        (tmp_path / name).symlink_to(tool(name))
+    return tmp_path
+
+
+def deny(system_call: str, request: int | None = None) -> Callable[[], None]:
+    """Let a system call fail with EPERM, as in a container; or only with that first argument."""
+    # struct seccomp_data: the number is at 0, the first argument at 16.
+    program = [(RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)]
+    if request is not None:
+        program[:0] = [(LOAD, 0, 0, 16), (JUMP_IF_EQUAL, 0, 1, request)]
+    program[:0] = [(LOAD, 0, 0, 0), (JUMP_IF_EQUAL, 0, len(program) - 1, SYSTEM_CALLS[system_call])]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
+
+    def install() -> None:
+        head = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
+        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        if libc.prctl(PR_SET_SECCOMP, FILTER, head):
+            raise OSError("no seccomp filter")
+
+    return install
+
+
+def test_what_is_here_works() -> None:
+    checks = doctor()
+    version = run(tool("gdb"), "--version").splitlines()[0].split()[-1]
+    assert checks["gdb"]["detail"] == version
+    assert checks["perf"]["detail"] in run(tool("perf"), "--version")
+    assert {name for name in NAMES if checks[name]["state"] == "missing"} == set()
+    assert all(check["remedy"] for check in checks.values() if check["state"] != "ok")
+
+
+def test_the_table_can_be_read_in_a_pipe() -> None:
+    table = run(*DOCTOR)
+    assert re.findall(r"^ *(\w+) +(?:ok|warning) ", table, re.MULTILINE) == NAMES
+    assert "\x1b" not in table
+    assert "gdb or lldb stops in JIT'd code, and perf names it." in table
+
+
+def test_one_debugger_is_enough(programs: Path) -> None:
+    (programs / "gdb").unlink()
+    checks = doctor(PATH=str(programs))
+    assert checks["gdb"]["state"] == "missing"
+    assert checks["gdb"]["remedy"] == "apt-get install gdb"
+    assert checks["lldb"]["state"] == "ok"
+    (programs / "lldb").unlink()
+    assert doctor(PATH=str(programs), status=1)["lldb"]["state"] == "missing"
+
+
+def test_without_perf_the_main_job_cannot_work(programs: Path) -> None:
+    (programs / "perf").unlink()
+    checks = doctor(PATH=str(programs), status=1)
+    assert {checks[name]["state"] for name in ("perf", "perf_record", "counters")} == {"missing"}
+    assert "apt-get install linux-perf" in checks["perf"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("says", "state"),
+    [
+        ("GNU gdb (Ubuntu 15.0.50.20240403-0ubuntu1) 15.0.50.20240403-git", "warning"),
+        ("GNU gdb (GDB) Fedora Linux 15.2-4.fc41", "warning"),
+        ("GNU gdb (Debian 16.3-1) 16.3", "ok"),
+        ("GNU gdb (GDB) Red Hat Enterprise Linux 8.2-15.el8", "ok"),
+        ("something else", "missing"),
+    ],
+)
+def test_gdb_15_is_told_from_others(programs: Path, says: str, state: str) -> None:
+    (programs / "gdb").unlink()
+    (programs / "gdb").write_text(f"#!/bin/sh\necho '{says}'\n")
+    (programs / "gdb").chmod(0o755)
+    check = doctor(PATH=str(programs))["gdb"]
+    assert check["state"] == state
+    assert ("--gdb-all" in check["remedy"]) == (state == "warning")
+
+
+def test_without_the_right_to_trace_nothing_can_be_debugged() -> None:
+    check = doctor(before=deny("ptrace"), status=1)["ptrace"]
+    assert check["state"] == "missing"
+    assert "--cap-add=SYS_PTRACE" in check["remedy"]
+
+
+def test_without_the_right_to_attach_programs_can_be_started_under_a_debugger() -> None:
+    check = doctor(before=deny("ptrace", PTRACE_SEIZE))["ptrace"]
+    assert check["state"] == "warning"
+    assert "not running ones: Operation not permitted" in check["detail"]
+
+
+def test_a_container_that_denies_perf_events_is_noticed() -> None:
+    checks = doctor(before=deny("perf_event_open"), status=1)
+    assert checks["perf"]["state"] == "ok"
+    assert checks["perf_record"]["state"] == "missing"
+    assert "--cap-add=PERFMON" in checks["perf_record"]["remedy"]
+
+
+def test_a_user_without_privileges_depends_on_the_setting() -> None:
+    def drop() -> None:
+        libc.prctl(PR_CAPBSET_DROP, CAP_SYS_ADMIN, 0, 0, 0)
+        libc.prctl(PR_CAPBSET_DROP, CAP_PERFMON, 0, 0, 0)
+
+    value = int(Path("/proc/sys/kernel/perf_event_paranoid").read_text())
+    outcome = subprocess.run(
+        [*DOCTOR, "--json"], preexec_fn=drop, capture_output=True, text=True, check=False
+    )
+    checks = {check["name"]: check for check in json.loads(outcome.stdout)["checks"]}
+    check = checks["perf_event_paranoid"]
+    assert check["state"] == ("ok" if value <= 2 else "warning")
+    assert check["detail"].startswith(f"{value}: ")
+    assert ("and kernel" in check["detail"]) == (value < 2)
+    if value <= 2:
+        assert checks["perf_record"]["state"] == "ok"
+
+
+def test_a_strangers_map_file_is_noticed_and_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    script = f'ln -s {target} /tmp/perf-$$.map && echo $$ > {tmp_path}/pid && exec "$@"'
+    try:
+        check = doctor("sh", "-c", script, "sh", *DOCTOR, "--json", status=1)["tmp"]
+    finally:
+        Path(f"/tmp/perf-{(tmp_path / 'pid').read_text().strip()}.map").unlink()
+    assert check["state"] == "missing"
+    assert "/tmp" in check["remedy"]
+    assert target.read_text() == "precious"
+
+
+def test_it_leaves_no_map_file_behind() -> None:
+    path = re.search(r"/tmp/perf-\d+\.map", doctor()["tmp"]["detail"])
+    assert path
+    assert not Path(path[0]).exists()
+
+
+def test_an_llvmlite_that_cannot_be_loaded_is_a_line_of_the_report(tmp_path: Path) -> None:
+    broken = tmp_path / "llvmlite"
+    broken.mkdir()
+    (broken / "__init__.py").write_text(
+        "raise OSError('Could not find/load shared object file\\n libllvmlite.so')"
+    )
+    checks = doctor(PYTHONPATH=str(tmp_path), status=1)
+    assert checks["llvmlite"]["state"] == "missing"
+    assert checks["llvmlite"]["detail"] == (
+        "OSError: Could not find/load shared object file libllvmlite.so"
+    )
+    assert "pip install" in checks["llvmlite"]["remedy"]
+    assert checks["descriptor"]["state"] == "missing"
+    assert checks["gdb"]["state"] == "ok"

@@ -1,0 +1,63 @@
+"""The real tools that tests drive, and read."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGES = {
+    "perf": "linux-perf (Ubuntu: linux-tools-generic)",
+    **dict.fromkeys(("as", "ld", "objcopy", "objdump", "readelf", "strip"), "binutils"),
+    **dict.fromkeys(("llvm-dwarfdump", "llvm-nm", "llvm-readelf", "llvm-readobj"), "llvm"),
+}
+PROGRAMS = Path(__file__).with_name("programs")
+
+
+def tool(name: str) -> str:
+    """The path of a tool; without it the test fails and says how to get it."""
+    path = shutil.which(name)
+    if path is None:
+        pytest.fail(f"{name} is missing: apt-get install {PACKAGES.get(name, name)}")
+    return path
+
+
+def run(*command: str, status: int | None = 0, timeout: float = 120, **options: object) -> str:
+    """What a command prints, on both outputs; it must end with `status` (None: any)."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+        **options,
+    )
+    assert status is None or done.returncode == status, done.stdout
+    return done.stdout
+
+
+def gdb(*commands: str, program: tuple[str, ...] = (), pid: int | None = None) -> str:
+    """A batch session of gdb's over `program` of this Python, or over process `pid`."""
+    target = ("--args", sys.executable, *program) if pid is None else ("-p", str(pid))
+    first = ("set breakpoint pending on", "set confirm off", "set debuginfod enabled off")
+    options = [part for command in (*first, *commands) for part in ("-ex", command)]
+    return run(tool("gdb"), "-q", "-nx", "-batch", *options, *target)
+
+
+def lldb(*commands: str, program: tuple[str, ...]) -> str:
+    """A batch session of lldb's over `program` of this Python."""
+    options = [part for command in commands for part in ("-o", command)]
+    return run(tool("lldb"), "-x", "-b", *options, "--", sys.executable, *program)
+
+
+def perf_symbols(data: Path) -> dict[str, float]:
+    """The functions of a recording, and the share of the samples that each has, in percent."""
+    options = "--stdio", "--fields", "overhead,sym", "--no-children", "--field-separator", ";"
+    text = run(tool("perf"), "report", "-i", str(data), *options)
+    rows = re.findall(r"^ *([\d.]+)% *;\[.\] (.*?) *$", text, re.MULTILINE)
+    return {name: float(share) for share, name in rows}
