@@ -1,0 +1,53 @@
+"""The command `jitlisten`.
+
+It stands beside `listeners` and not inside, for `import listeners` loads llvmlite, some 180 MB:
+`run` only starts a program, a Python which that program starts need not use llvmlite at all, and
+`doctor` has to say it when llvmlite cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False  # without the import of typing, which every Python of `run` would pay for
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the arguments `argv`, or those of the process.
+
+    Gives the exit status.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] == ["run"]:
+        from .run import run
+
+        return run(arguments[1:])
+
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="jitlisten",
+        description="gdb, lldb and perf see the code that llvmlite's engines load.",
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
+    commands.add_parser("run", help="run a program with listeners attached to all its engines")
+    doctor = commands.add_parser("doctor", help="say what works on this machine, and why not")
+    doctor.add_argument("--json", action="store_true", help="write JSON instead of a table")
+    options = parser.parse_args(arguments)
+
+    if options.version:
+        from importlib.metadata import version
+
+        print("jitlisten", version("jit-listeners"))
+        return 0
+    if options.command == "doctor":
+        from .doctor import report
+
+        return report(as_json=options.json)
+    parser.print_help()
+    return 0

@@ -1,0 +1,5 @@
+"""`python -m jitlisten`."""
+
+from . import main
+
+raise SystemExit(main())
