@@ -1,0 +1,153 @@
+"""What listeners add to the load of one object, beside bare llvmlite in the same run.
+
+    python benchmarks/attach.py [ROUNDS]
+
+Each figure is the median of ROUNDS processes, which take turns, of the median over the objects
+that one process loads: ready ones, and modules that it compiles at opt 2. `bare` does not import
+listeners; `imported` does and attaches nothing: over JITLink it shows what the section symbols
+cost.
+"""
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+LINKERS = "mcjit", "rtdyld", "jitlink"
+SIZES = {"small": 1, "medium": 20, "large": 200}  # functions a module
+WAYS = "bare", "imported", "gdb", "perf map", "both"
+
+FUNCTION = """
+def steps{0}(n):
+    count = 0
+    while n > 1:
+        half = n // 2
+        if n - 2 * half:
+            n = 3 * n + 1
+        else:
+            n = half
+        count = count + 1
+    return count
+"""
+
+
+def measure(linker: str, functions: int, way: str) -> dict[str, float]:
+    """In a process of its own: µs a load, a compile and load, and calls that load nothing."""
+    if way == "bare":
+        from types import ModuleType
+
+        sys.modules["listeners"] = ModuleType("listeners")
+    sys.path[:0] = [str(ROOT / "tests" / "programs"), str(ROOT / "examples")]
+    import llvmlite.binding as llvm
+    import tiny
+    from jit import initialize, target_machine
+
+    import listeners
+
+    initialize()
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory, "steps.tiny")
+        source.write_text("".join(FUNCTION.format(number) for number in range(functions)))
+        text = str(tiny.Compiler(source).module)
+    elf = target_machine(opt=2).emit_object(llvm.parse_assembly(text))
+    tools = {
+        "gdb": lambda: [listeners.GDBRegistration()],
+        "perf map": lambda: [listeners.PerfMap()],
+        "both": lambda: [listeners.GDBRegistration(), listeners.PerfMap()],
+    }
+    if way in tools:
+        listeners.attach(None, *tools[way]())
+    if linker != "mcjit":
+        lljit = llvm.create_lljit_compiler(target_machine(opt=2), use_jit_link=linker == "jitlink")
+    count = itertools.count()
+
+    def load(compiled: bool) -> object:
+        if linker == "mcjit":
+            module = llvm.parse_assembly("" if compiled else text)
+            engine = llvm.create_mcjit_compiler(module, target_machine(opt=2))
+            if compiled:
+                engine.remove_module(module)
+                engine.add_object_file(llvm.ObjectFileRef.from_data(elf))
+            engine.get_function_address("steps0")
+            return engine
+        builder = llvm.JITLibraryBuilder().export_symbol("steps0")
+        library = builder.add_object_img(elf) if compiled else builder.add_ir(text)
+        return library.link(lljit, f"library{next(count)}")
+
+    found = {
+        "load": per_load(lambda: load(True), max(20, 1000 // functions)),
+        "compile and load": per_load(lambda: load(False), max(5, 200 // functions)),
+    }
+    if linker == "mcjit" and functions == 1:
+        engine = load(True)
+        found["address of a loaded function"] = per_call(
+            lambda: engine.get_function_address("steps0")
+        )
+        found["name of the host's processor"] = per_call(llvm.get_host_cpu_name)
+    return found
+
+
+def per_load(load: Callable[[], object], times: int) -> float:
+    """Median µs; the first one, which pays for what is done once, is left out."""
+    load()
+    took = []
+    for _ in range(times):
+        start = time.perf_counter_ns()
+        loaded = load()
+        took.append((time.perf_counter_ns() - start) / 1e3)
+        del loaded  # unloaded here, outside the time
+    return statistics.median(took)
+
+
+def per_call(call: Callable[[], object]) -> float:
+    """µs, the least of several runs: it is a constant cost, the rest is noise."""
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter_ns()
+        for _ in range(1000):
+            call()
+        best = min(best, (time.perf_counter_ns() - start) / 1e6)
+    return best
+
+
+def main(rounds: int) -> None:
+    console = Console()
+    calls: dict[str, dict[str, list[float]]] = {}
+    for linker in LINKERS:
+        table = Table("", *WAYS, "both − bare", "both − imported", title=linker)
+        for size, functions in SIZES.items():
+            took: dict[str, dict[str, list[float]]] = {}
+            for _ in range(rounds):
+                for way in WAYS:
+                    command = [sys.executable, __file__, linker, str(functions), way]
+                    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+                    for what, value in json.loads(done.stdout).items():
+                        figures = took if "load" in what.split() else calls
+                        figures.setdefault(what, {}).setdefault(way, []).append(value)
+            for what, ways in took.items():
+                load = {way: statistics.median(times) for way, times in ways.items()}
+                cells = [f"{load[way]:,.0f} µs ×{load[way] / load['bare']:.3f}" for way in WAYS]
+                for base in "bare", "imported":
+                    cells.append(f"{load['both'] - load[base]:+,.0f} µs")
+                table.add_row(f"{what}, {size} ({functions})", *cells)
+        console.print(table)
+    table = Table("call that loads nothing", *WAYS, title="attached, with nothing to say")
+    for what, ways in calls.items():
+        table.add_row(what, *(f"{statistics.median(ways[way]):.2f} µs" for way in WAYS))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4:
+        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), sys.argv[3])))
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
