@@ -79,7 +79,8 @@ def _directories() -> Iterator[Path]:
 
 def _write(directory: Path, name: str, image: bytes) -> Path:
     """The library in `directory`, which nobody else may write to."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.parent.mkdir(mode=0o700, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
     status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o22:
         raise PermissionError("others can write there")

@@ -30,12 +30,15 @@ import ctypes, mmap, os, signal, struct, sys, time
 sys.path.insert(0, {str(Path(gdbjit.__file__).parent.parent)!r})
 import gdbjit
 
+kept = []
+
 def place(path):
     "The image with its load addresses, and the function at its beginning."
     with open(path, "rb") as file:
         emitted = file.read()
     memory = mmap.mmap(-1, len(emitted), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=7)
     memory.write(emitted)
+    kept.append(memory)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     image = bytearray(emitted)
     (table,) = struct.unpack_from("<Q", image, 0x28)
