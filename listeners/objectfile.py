@@ -100,9 +100,10 @@ _symbol = cast(Callable[[Any], Symbol], partial(tuple.__new__, Symbol))
 class ObjectFile:
     """A relocatable object in memory.
 
-    `data` is the object's bytes, `section_table` the offset of its section headers, `machine` and `flags` its e_machine and e_flags, `sections` every
-    section header by index, the null one included; `symbol_table` and `names_index` are the indices
-    of the symbol table, 0 where there is none, and of the sections' names.
+    `data` is the object's bytes, `machine` and `flags` its e_machine and e_flags, `section_table`
+    the offset of its section headers, `sections` every section header by index, the null one
+    included; `symbol_table` and `names_index` are the indices of the symbol table, 0 where there is
+    none, and of the sections' names.
 
     Raises JITListenerError if `data` is not such an object or one of its headers is malformed, and
     later, by what reads deeper, for what can only be seen there.

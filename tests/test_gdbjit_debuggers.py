@@ -84,9 +84,12 @@ def running(program: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
+LIST = (r"echo list:\n", "maint info jit", r"echo end of list\n")
+
+
 def listed(output: str) -> list[list[str]]:
-    """The entries of each `maint info jit` in gdb's output."""
-    tables = output.split("jit_code_entry address")[1:]
+    """The entries at each LIST in gdb's output, by address."""
+    tables = re.findall(r"^list:$(.*?)^end of list$", output, re.MULTILINE | re.DOTALL)
     return [re.findall(r"^(0x\w+)\s+0x\w+\s+\d+", table, re.MULTILINE) for table in tables]
 
 
@@ -111,11 +114,10 @@ print("result", function(41), flush=True)
         "bt",
         "delete",
         "continue",
-        "maint info jit",
-        "info symbol $pc",
+        *LIST,
         "info functions jit_answer",
         "signal 0",
-        "maint info jit",
+        *LIST,
         "info functions jit_answer",
         "signal 0",
         program=(str(program),),
@@ -237,12 +239,12 @@ stop()
         "bt",
         "delete",
         "continue",
-        *["maint info jit", "signal 0"] * 4,
+        *[*LIST, "signal 0"] * 4,
         program=(str(program),),
     )
     assert re.search(r"Breakpoint 1, 0x\w+ in jit_answer \(\)", output)
     assert "Breakpoint 2 (llvm_second) pending" in output
-    assert [len(entries) for entries in listed(output)] == [3, 2, 1]
+    assert [len(entries) for entries in listed(output)] == [3, 2, 1, 0]
     assert "exited normally" in output
 
 
