@@ -176,7 +176,7 @@ def test_an_image_of_an_unregistered_entry_is_an_error() -> None:
         _ = entry.symfile
 
 
-def test_a_descriptor_that_nobody_owns_reads_its_own_process_after_a_change_of_user() -> None:
+def test_this_process_is_read_after_a_change_of_user() -> None:
     if os.geteuid():
         pytest.fail("run the tests as root: only root can change its user")
     script = """
@@ -226,7 +226,7 @@ def test_a_wild_pointer_is_an_error(wild: int) -> None:
             descriptor.entries()
 
 
-@pytest.mark.parametrize("size", [1 << 21, 1 << 40, 1 << 62, (1 << 64) - 1])
+@pytest.mark.parametrize("size", [1 << 36, 1 << 40, 1 << 62, (1 << 64) - 1])
 def test_a_huge_image_is_an_error(size: int) -> None:
     with crafted([(-1, size)]) as (descriptor, _):
         (entry,) = descriptor.entries()

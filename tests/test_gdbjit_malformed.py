@@ -181,7 +181,7 @@ def test_ten_thousand_lying_tables() -> None:
 @pytest.mark.tools
 def test_gdb_survives_what_is_accepted(tmp_path: Path) -> None:
     images = mutations(2)
-    accepted = []
+    accepted: list[bytes] = []
     while len(accepted) < 400:
         # gdb would look for the interface in these too, and put breakpoints there.
         image = next(images).replace(b"__jit_debug", b"__was_debug")
@@ -204,26 +204,16 @@ while at < len(data):
 print("all", count, "registered", flush=True)
 """)
     # Where gdb refuses an image with an error the program stops, and is told to go on.
-    go_on = [part for _ in range(100) for part in ("-ex", "continue")]
+    commands = (
+        "set debuginfod enabled off",
+        "set breakpoint pending on",
+        "break no_such_function",
+        "run",
+        *["continue"] * 100,
+    )
+    options = [part for command in commands for part in ("-ex", command)]
     done = subprocess.run(
-        [
-            tool("gdb"),
-            "-q",
-            "-nx",
-            "-batch",
-            "-ex",
-            "set debuginfod enabled off",
-            "-ex",
-            "set breakpoint pending on",
-            "-ex",
-            "break no_such_function",
-            "-ex",
-            "run",
-            *go_on,
-            "--args",
-            sys.executable,
-            str(program),
-        ],
+        [tool("gdb"), "-q", "-nx", "-batch", *options, "--args", sys.executable, program],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

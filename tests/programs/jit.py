@@ -15,6 +15,8 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
+import gdbjit
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.append(str(EXAMPLES))
 
@@ -100,6 +102,9 @@ def main() -> None:
     if options.attach == "after":
         listeners.attach(program.engine, *tools)
     print(f"steps {steps:#x}", flush=True)
+    if options.all:
+        exported = [descriptor for descriptor in gdbjit.descriptors() if descriptor.exported]
+        print("exported entries:", sum(len(descriptor.entries()) for descriptor in exported))
     ended = threading.Event()
     if options.loop:
         threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
