@@ -1,7 +1,7 @@
 """The GDB JIT interface alone: how gdb and lldb get to know of machine code made at run time.
 
-For who makes machine code by any means and wants debuggers to name it, and for who wants to know
-what a process has registered. Nothing but the standard library is needed.
+For programs that make machine code by any means and want debuggers to name it, and for tools that
+show what a process has registered. Nothing but the standard library is needed.
 
     with gdbjit.register(image):        # an ELF image; gdb and lldb see it from here
         ...

@@ -1,4 +1,4 @@
-"""Descriptors of the GDB JIT interface, and what is registered in them, for who wants to look.
+"""Descriptors of the GDB JIT interface, and what is registered in them, to be looked at.
 
 The list of another process is read while that process runs and edits it. There is no lock to take
 and no counter to compare, so a list counts as read when all its entries and the descriptor, read
@@ -25,9 +25,14 @@ ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class Descriptor:
-    """One `__jit_debug_descriptor` of a process."""
+    """One `__jit_debug_descriptor` of a process.
+
+    One of another process keeps that process's /proc/PID/mem open, and so stays with it also when
+    its number is in use again.
+    """
 
     address: int
+    """Of the structure."""
     register_code: int
     """Address of its `__jit_debug_register_code`, where debuggers have their breakpoint."""
     library: str

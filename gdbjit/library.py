@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import stat
 import struct
-import tempfile
+import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def own_descriptor() -> descriptor.Descriptor:
             "defines __jit_debug_descriptor, such as LLVM's"
         )
     image = build(header.machine)
-    name = f"libgdbjit-{hashlib.sha256(image).hexdigest()[:16]}.so"
+    name = f"libgdbjit-{zlib.crc32(image):08x}.so"
     problems = []
     for directory in _directories():
         try:
@@ -87,9 +87,9 @@ def _write(directory: Path, name: str, image: bytes) -> Path:
     path = directory / name
     if path.is_symlink() or not path.is_file() or path.read_bytes() != image:
         # Never in place: other processes may have it loaded.
-        with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
-            file.write(image)
-        os.replace(file.name, path)  # noqa: PTH105
+        new = directory / f"{name}.{os.getpid()}.{threading.get_ident()}"
+        new.write_bytes(image)
+        new.replace(path)
     return path
 
 
@@ -147,25 +147,14 @@ def build(machine: int) -> bytes:
     )
     read, execute = elf.SHF_ALLOC, elf.SHF_ALLOC | elf.SHF_EXECINSTR
     write = elf.SHF_ALLOC | elf.SHF_WRITE
-    symbol_size, pair_size = form.symbol.size, form.pair.size
+    symbol_size, pair = form.symbol.size, form.pair.size
     sections = form.section.pack(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     for title, kind, flags, base, at, size, link, info, align, entsize in (
         (b".hash", elf.SHT_HASH, read, 0, hash_at, len(hash_table), 2, 0, 8, 4),
         (b".dynsym", elf.SHT_DYNSYM, read, 0, symbols_at, len(symbols), 3, 1, 8, symbol_size),
         (b".dynstr", elf.SHT_STRTAB, read, 0, strings_at, len(strings), 0, 0, 1, 0),
         (b".text", elf.SHT_PROGBITS, execute, text, text_at, len(code), 0, 0, 16, 0),
-        (
-            b".dynamic",
-            elf.SHT_DYNAMIC,
-            write,
-            writable,
-            dynamic_at,
-            len(dynamic),
-            3,
-            0,
-            8,
-            pair_size,
-        ),
+        (b".dynamic", elf.SHT_DYNAMIC, write, writable, dynamic_at, len(dynamic), 3, 0, 8, pair),
         (b".data", elf.SHT_PROGBITS, write, writable, data_at, len(data), 0, 0, 8, 0),
         (b".shstrtab", elf.SHT_STRTAB, 0, -names_at, names_at, len(section_names), 0, 0, 1, 0),
     ):

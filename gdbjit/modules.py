@@ -83,7 +83,7 @@ def _linked(memory: Memory) -> list[_Loaded]:
     """The dynamic linker's list; empty if there is none, or it is never seen at rest."""
     for attempt in range(ATTEMPTS):
         try:
-            form = elf.elf_format(*_program_class(memory))
+            form = _program_format(memory)
             debug = _r_debug(memory, form)
             if not debug:
                 return []
@@ -96,13 +96,12 @@ def _linked(memory: Memory) -> list[_Loaded]:
     return []
 
 
-def _program_class(memory: Memory) -> tuple[int, int]:
+def _program_format(memory: Memory) -> elf.Format:
     try:
         with open(f"{memory.proc}/exe", "rb") as program:  # noqa: PTH123 (follows the kernel's link)
-            ident = program.read(16)
+            return elf.read_header(program.read(64))[1]
     except OSError as error:
         raise GDBJITError(f"cannot read {memory.proc}/exe: {error.strerror}") from error
-    return ident[4], ident[5]
 
 
 def _r_debug(memory: Memory, form: elf.Format) -> int:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import itertools
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from . import elf
@@ -178,14 +179,19 @@ def _read_vm(pid: int, addresses: Sequence[int], size: int) -> bytes:
     buffer = ctypes.create_string_buffer(size * count)
     here = struct.pack("NN", ctypes.addressof(buffer), size * count)
     there = struct.pack("NN" * count, *itertools.chain(*((at, size) for at in addresses)))
-    read = ctypes.PyDLL(None, use_errno=True).process_vm_readv
-    read.restype = ctypes.c_ssize_t
-    words = (ctypes.c_char_p, ctypes.c_ulong) * 2
-    read.argtypes = (ctypes.c_int, *words, ctypes.c_ulong)
-    got = read(pid, here, 1, there, count, 0)
+    got = _process_vm_readv()(pid, here, 1, there, count, 0)
     if got < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return buffer.raw[:got]
+
+
+@functools.cache
+def _process_vm_readv() -> Callable[..., int]:
+    ranges = (ctypes.c_char_p, ctypes.c_ulong)
+    prototype = ctypes.CFUNCTYPE(
+        ctypes.c_ssize_t, ctypes.c_int, *ranges, *ranges, ctypes.c_ulong, use_errno=True
+    )
+    return prototype(("process_vm_readv", ctypes.CDLL(None)))
 
 
 def _mapping(line: str) -> Mapping:

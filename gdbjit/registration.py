@@ -1,4 +1,4 @@
-"""Registering machine code with debuggers, for whose code comes from anywhere."""
+"""Registering machine code with debuggers, wherever that code comes from."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def register(symfile: bytes, descriptor: Descriptor | None = None) -> Registrati
         entry = CodeEntry.from_address(address)
         entry.next, entry.prev = head.first, 0
         entry.symfile, entry.size = address + _ENTRY_SIZE, len(image)
-        # At the head, as LLVM does: who reads the list meanwhile sees it with or without the entry.
+        # At the head, as LLVM does: a reader sees the list whole, with the entry or without.
         if entry.next:
             CodeEntry.from_address(entry.next).prev = address
         head.first = address
@@ -117,7 +117,7 @@ def register(symfile: bytes, descriptor: Descriptor | None = None) -> Registrati
 def is_registered(entry: int) -> bool:
     """Whether the jit_code_entry at address `entry` is one of ours: made here, and not yet freed.
 
-    For who walks a list that is also an engine's.
+    For a program that walks a list which is also an engine's.
     """
     return entry in _entries
 
@@ -164,13 +164,13 @@ def _libc() -> ctypes.PyDLL:
 
 @functools.cache
 def _first() -> Descriptor:
-    """The descriptor for who names none. Libraries that come later are later in load order."""
+    """The descriptor where none is named. Libraries that come later are later in load order."""
     found = descriptors()
     return found[0] if found else library.own_descriptor()
 
 
 @functools.cache
 def _pin(path: str) -> None:
-    """Keep a library loaded: who closes it does not know of our entry in its list."""
+    """Keep a library loaded: whoever closes it does not know of our entry in its list."""
     with contextlib.suppress(OSError):  # the program itself, which cannot go
         ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_NOLOAD | os.RTLD_NODELETE)

@@ -64,9 +64,9 @@ class LLVMDescriptor:
 
 def find_descriptor() -> LLVMDescriptor:
     """LLVM's descriptor in this process. Raises JITListenerError if there is none."""
-    library = Path(ffi.lib._name)
+    library = Path(ffi.lib._name).resolve()
     for descriptor in gdbjit.descriptors():
-        if library.samefile(descriptor.library):
+        if Path(descriptor.library) == library:
             return LLVMDescriptor(descriptor.address, descriptor)
     return LLVMDescriptor(_search_memory(library), None)
 
@@ -116,7 +116,7 @@ def _writable_segments(library: Path) -> Iterator[tuple[int, int]]:
         for line in maps:
             addresses, permissions, _, _, inode, *path = line.split(maxsplit=5)
             start, end = (int(address, 16) for address in addresses.split("-"))
-            if (path and path[0].rstrip("\n") == str(library.resolve())) or (
+            if (path and path[0].rstrip("\n") == str(library)) or (
                 inode == "0" and not path and start == end_of_library
             ):
                 end_of_library = end
