@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from .sectionsymbols import add_symbols, forget_symbols, loaded_sections, new_sy
 from .targets import TargetOptions
 
 __all__ = [
+    "LIBRARY",
     "OBJECT",
     "UNKNOWN_TARGET",
     "Library",
@@ -130,7 +131,7 @@ class Link:
         All but the first three are as llvmlite hands them to LLVM: arrays and their lengths.
         """
         imported = {imports[index].name for index in range(import_count)}
-        library, parts = _prepare(name, given_elements((elements, element_count)), imported, target)
+        library, parts = _prepare(name, given_elements(elements, element_count), imported, target)
         self.unheard = library.unheard
         """Why parts of it are linked without being heard of."""
         self._exports, self._error = exports, error
@@ -180,9 +181,8 @@ def section_addresses(engine: Any, library: Library, element: Element) -> dict[i
         return dict(zip(element.starts, found, strict=True))
 
 
-def given_elements(arguments: Sequence[Any]) -> list[tuple[int, bytes]]:
-    """Kind and value of what a link is given: an array of LinkElement and its length."""
-    array, count = arguments[:2]
+def given_elements(array: Any, count: int) -> list[tuple[int, bytes]]:
+    """Kind and value of what a link is given, in an array of LinkElement."""
     found = []
     for index in range(count):
         element = array[index]

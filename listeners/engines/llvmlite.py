@@ -316,8 +316,9 @@ class Engines:
         self, engine: Engine, library: bytes, arguments: tuple[Any, ...], seen: int
     ) -> None:
         """Note which symbols of a new library are not in memory, if `seen` objects of it are."""
-        given = jitlink.given_elements(arguments)
-        if seen < len(given):
+        elements, count = arguments[:2]
+        if seen < sum(elements[index].element_kind != jitlink.LIBRARY for index in range(count)):
+            given = jitlink.given_elements(elements, count)
             here = [loaded for loaded in engine.objects.values() if loaded.library == library]
             symbols = set().union(*(jitlink.defined_symbols(kind, value) for kind, value in given))
             for loaded in here:
