@@ -72,36 +72,49 @@ class LoadedObject:
     """An object that an engine has loaded: what it holds and where it lies.
 
     All of it can be read after the engine has freed the code, but `image()` and `lines()` must
-    have been asked for before.
+    have been asked for before. What looks into an object that is malformed raises
+    JITListenerError.
     """
 
     def __init__(
         self,
-        file: ObjectFile,
-        addresses: Mapping[int, int],
+        file: Callable[[], ObjectFile],
         read: Callable[[int, int], bytes],
+        addresses: Mapping[int, int] | None = None,
         registered_in: gdbjit.Descriptor | None = None,
     ) -> None:
-        """The object `file`, its section of index i loaded at `addresses[i]`.
+        """The object `file()`, its section of index i loaded at `addresses[i]`.
 
-        `read(address, size)` gives the bytes of loaded memory. `registered_in` is the
-        descriptor of the GDB JIT interface in which the engine itself has registered the
-        object.
+        Without `addresses`, those in the file's section headers count. `file` is called when the
+        object is first looked into, and `read(address, size)` gives the bytes of loaded memory.
+        `registered_in` is the descriptor of the GDB JIT interface in which the engine itself has
+        registered the object.
         """
         self.key = next(_keys)
         """A number no other object of this process has or will have."""
         self.registered_in = registered_in
+        self._open = file
         self._addresses = addresses
         self._read: Callable[[int, int], bytes] | None = read
-        self._file = file
 
     def __repr__(self) -> str:
-        return f"<LoadedObject {self.key} {self.name!r}>"
+        try:
+            return f"<LoadedObject {self.key} {self.name!r}>"
+        except JITListenerError:
+            return f"<LoadedObject {self.key}, malformed>"
+
+    @cached_property
+    def _placed(self) -> tuple[ObjectFile, Mapping[int, int]]:
+        """The object, and the load addresses of its sections by their index."""
+        file = self._open()
+        if self._addresses is not None:
+            return file, self._addresses
+        return file, {i: header.address for i, header in enumerate(file.sections) if header.address}
 
     @cached_property
     def elf(self) -> bytes:
         """The object file's bytes as the compiler emitted them."""
-        return self._file.emitted
+        return self._placed[0].emitted
 
     @cached_property
     def name(self) -> str:
@@ -113,22 +126,20 @@ class LoadedObject:
     @cached_property
     def sections(self) -> tuple[Section, ...]:
         """The sections that take up memory, in the order of the object's section table."""
-        addresses = self._addresses
+        file, addresses = self._placed
         return tuple(
-            Section(
-                self._file.section_name(index), index, addresses[index], header.size, header.flags
-            )
-            for index, header in enumerate(self._file.sections)
+            Section(file.section_name(index), index, addresses[index], header.size, header.flags)
+            for index, header in enumerate(file.sections)
             if header.flags & SHF_ALLOC and header.size and index in addresses
         )
 
     @cached_property
     def functions(self) -> tuple[Function, ...]:
         """The functions, by address."""
-        addresses = self._addresses
+        file, addresses = self._placed
         found = [
             Function(name, addresses[section] + offset, size)
-            for name, section, offset, size in self._file.functions()
+            for name, section, offset, size in file.functions()
             if section in addresses
         ]
         found.sort(key=lambda function: function.address)
@@ -163,7 +174,7 @@ class LoadedObject:
     def image(self) -> bytes:
         """The object as one linked ELF file at its load addresses, for any tool.
 
-        Raises JITListenerError if the object is malformed, or was freed before the first call.
+        Raises JITListenerError if the object was freed before the first call.
         """
         return self._image
 
@@ -175,7 +186,7 @@ class LoadedObject:
             raise JITListenerError(
                 f"{self!r}: the engine has freed its memory; ask for the image before that"
             )
-        return build_image(self._file, self._addresses, self._read)
+        return build_image(*self._placed, self._read)
 
     def forget_memory(self) -> None:
         """For the engine: the object's memory goes now, and is not to be read again."""

@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from struct import Struct
 from struct import error as StructError
+from types import MappingProxyType
 
 from .ehframe import FDE, frame_header, read_frames
 from .errors import JITListenerError
@@ -45,7 +46,7 @@ from .objectfile import (
     ObjectFile,
 )
 
-__all__ = ["build_image"]
+__all__ = ["SEGMENT", "Linker", "build_image"]
 
 PAGE = 4096
 MEMORY_END = (1 << 64) - PAGE
@@ -126,31 +127,38 @@ def build_image(
     sections overlap at their addresses, if a frame describes code that was not loaded, or if `read`
     gives another number of bytes than asked for.
     """
-    if file.machine not in _RULES:
-        raise JITListenerError(
-            f"an object for machine {file.machine}: x86-64 (62) and AArch64 (183) can be linked"
-        )
-    linker = _Linker(file, addresses)
+    linker = Linker(file, addresses)
     linker.add_contents(read)
     linker.add_frame_header()
     linker.add_tables()
     return linker.image()
 
 
-class _Linker:
+class Linker:
     """The image in the making: its sections by number, the null one first.
 
-    A section is the ten fields of its header, in a list, and its bytes.
+    A section is the ten fields of its header, in a list, and its bytes. `offsets`, by the index of
+    a section that is not loaded, tells where its bytes will begin in a section of several objects.
     """
 
-    def __init__(self, file: ObjectFile, addresses: Mapping[int, int]) -> None:
+    def __init__(
+        self,
+        file: ObjectFile,
+        addresses: Mapping[int, int],
+        offsets: Mapping[int, int] = MappingProxyType({}),
+    ) -> None:
+        if file.machine not in _RULES:
+            raise JITListenerError(
+                f"an object for machine {file.machine}: x86-64 (62) and AArch64 (183) can be linked"
+            )
+        file.check_sections()
         self.file = file
         self.loaded: dict[int, int] = {}  # load addresses by the section's index in the object
         self.code: dict[int, int] = {}  # the loaded sections of code, and their sizes
         bases = {SHN_ABS: 0}  # what symbols of a section are relative to, where it is known
         for index, (_, kind, flags, _, _, size, _, _, _, _) in enumerate(file.sections):
             if not flags & SHF_ALLOC:
-                bases[index] = 0  # the start of the section
+                bases[index] = offsets.get(index, 0)  # from the start of the section
             elif address := addresses.get(index):
                 bases[index] = 0 if flags & SHF_TLS else address
                 if size and kind not in _TABLE_TYPES:
@@ -197,12 +205,12 @@ class _Linker:
             if not address:
                 if flags & SHF_ALLOC or kind not in _UNLOADED_TYPES or not size:
                     continue
-                content = self._relocated(index, 0)
+                content = self.relocated(index, 0)
             else:
                 numbers[index] = len(self.headers)
                 if strings.startswith(b".eh_frame\0", name):
-                    content = self._relocated(index, address)
-                    self._add_frames(content, address)
+                    content = self.relocated(index, address)
+                    self.add_frames(content, address)
                 elif read and kind != SHT_NOBITS:
                     content = read(address, size)
                     if len(content) != size:
@@ -211,7 +219,7 @@ class _Linker:
                             f"at address {address:#x}"
                         )
                 else:
-                    content = self._relocated(index, address)
+                    content = self.relocated(index, address)
                 if index == main_code:
                     name = self._new_name(b".text")
                 elif strings.startswith(b".text\0", name):
@@ -244,7 +252,7 @@ class _Linker:
         self.names += name + b"\0"
         return len(self.names) - len(name) - 1
 
-    def _relocated(self, index: int, address: int) -> bytes | bytearray:
+    def relocated(self, index: int, address: int) -> bytes | bytearray:
         """The emitted bytes of section `index`, relocated.
 
         In what is loaded, relocations of instructions and of the engine's own tables are left out.
@@ -278,7 +286,8 @@ class _Linker:
             ) from None
         return relocated
 
-    def _add_frames(self, content: bytes | bytearray, address: int) -> None:
+    def add_frames(self, content: bytes | bytearray, address: int) -> None:
+        """Notes the frames of a relocated `.eh_frame` that lies at `address`."""
         frames = read_frames(content, address)
         extents = sorted((self.loaded[index], size) for index, size in self.code.items())
         for pc, size, entry in frames:

@@ -102,8 +102,8 @@ class ObjectFile:
 
     `data` is the object's bytes, `machine` and `flags` its e_machine and e_flags, `section_table`
     the offset of its section headers, `sections` every section header by index, the null one
-    included; `symbol_table` and `names_index` are the indices of the symbol table, 0 where there is
-    none, and of the sections' names.
+    included, `executable` the sizes of those with code by index; `symbol_table` and `names_index`
+    are the indices of the symbol table, 0 where there is none, and of the sections' names.
 
     Raises JITListenerError if `data` is not such an object or one of its headers is malformed, and
     later, by what reads deeper, for what can only be seen there.
@@ -140,17 +140,39 @@ class ObjectFile:
             map(_section, SECTION.iter_unpack(data[table : table + count * SECTION.size]))
         )
         self.symbol_table = 0
+        self.executable: dict[int, int] = {}
         self._relocation_tables: dict[int, list[int]] = {}
-        self._check_sections()
-
-    def _check_sections(self) -> None:
-        end_of_file = len(self.data)
         self._check_strings(self.names_index, "e_shstrndx")
+        for index, (_, kind, flags, _, _, size, _, info, _, _) in enumerate(self.sections):
+            if flags & SHF_EXECINSTR:
+                self.executable[index] = size
+            if kind == SHT_SYMTAB:
+                self._check_symbol_table(index)
+                self.symbol_table = index
+            elif kind in _RELOCATION_TYPES:
+                self._relocation_tables.setdefault(info, []).append(index)
+
+    def _check_symbol_table(self, index: int) -> None:
+        header = self.sections[index]
+        if self.symbol_table:
+            raise JITListenerError(f"section {index}: a second symbol table")
+        if header.entry_size != SYMBOL.size or header.size % SYMBOL.size or not header.size:
+            raise JITListenerError(
+                f"section {index}: a symbol table of {header.size:#x} bytes "
+                f"in entries of {header.entry_size}, not 24"
+            )
+        self._check_strings(header.link, f"section {index}: sh_link")
+
+    def check_sections(self) -> None:
+        """Check all section headers, for who reads every section.
+
+        Raises JITListenerError for a section that is not in the file or overlaps others, for a name
+        outside its string table, and for an alignment that is not a power of two.
+        """
         names_size = self.sections[self.names_index].size
         occupied = 0
-        for index, header in enumerate(self.sections):
-            name, kind, _, _, offset, size, link, info, alignment, entry_size = header
-            if kind == 0:
+        for index, (name, kind, _, _, _, size, _, _, alignment, _) in enumerate(self.sections):
+            if kind == SHT_NULL:
                 continue
             if name >= names_size:
                 raise JITListenerError(
@@ -159,31 +181,23 @@ class ObjectFile:
                 )
             if kind != SHT_NOBITS:
                 occupied += size
-                if offset + size > end_of_file:
-                    raise JITListenerError(
-                        f"section {index}: {size:#x} bytes at offset {offset:#x} "
-                        f"of a file of {end_of_file:#x}"
-                    )
+                self._check_extent(index)
             if alignment & (alignment - 1):
                 raise JITListenerError(
                     f"section {index}: an alignment of {alignment:#x}, not a power of two"
                 )
-            if kind == SHT_SYMTAB:
-                if self.symbol_table:
-                    raise JITListenerError(f"section {index}: a second symbol table")
-                if entry_size != SYMBOL.size or size % SYMBOL.size or not size:
-                    raise JITListenerError(
-                        f"section {index}: a symbol table of {size:#x} bytes "
-                        f"in entries of {entry_size}, not 24"
-                    )
-                self._check_strings(link, f"section {index}: sh_link")
-                self.symbol_table = index
-            elif kind in _RELOCATION_TYPES:
-                self._relocation_tables.setdefault(info, []).append(index)
         # Real sections do not overlap, and those that did would make a small file a large image.
-        if occupied > end_of_file:
+        if occupied > len(self.data):
             raise JITListenerError(
-                f"{occupied:#x} bytes of sections in a file of {end_of_file:#x}: they overlap"
+                f"{occupied:#x} bytes of sections in a file of {len(self.data):#x}: they overlap"
+            )
+
+    def _check_extent(self, index: int) -> None:
+        header = self.sections[index]
+        if header.offset + header.size > len(self.data):
+            raise JITListenerError(
+                f"section {index}: {header.size:#x} bytes at offset {header.offset:#x} "
+                f"of a file of {len(self.data):#x}"
             )
 
     def _check_strings(self, index: int, where: str) -> None:
@@ -226,8 +240,10 @@ class ObjectFile:
     # Contents
 
     def _raw(self, index: int) -> bytes:
-        header = self.sections[index]
-        return self.data[header.offset : header.offset + header.size]
+        _, _, _, _, offset, size, _, _, _, _ = self.sections[index]
+        if offset + size > len(self.data):
+            self._check_extent(index)
+        return self.data[offset : offset + size]
 
     def contents(self, index: int) -> bytes:
         """The bytes of section `index`, unrelocated, decompressed; none for one without bits.
@@ -291,11 +307,7 @@ class ObjectFile:
 
         Raises JITListenerError if a function lies outside its section, or a name is malformed.
         """
-        executable = {
-            index: header.size
-            for index, header in enumerate(self.sections)
-            if header.flags & SHF_EXECINSTR
-        }
+        executable = self.executable.copy()
         found: dict[tuple[int, int], tuple[int, int, int]] = {}
         for name, info, _, section, offset, size in self.symbols:
             rank = _FUNCTION_RANK.get(info)

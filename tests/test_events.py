@@ -104,7 +104,9 @@ def test_an_image_asked_for_in_time_stays(linker):
 
 def test_malformed_line_tables_are_an_error_of_the_family():
     elf = target_machine().emit_object(llvm.parse_assembly(source_ir()))
-    obj = listeners.LoadedObject(ObjectFile(elf), {2: 0x10000}, lambda address, size: bytes(size))
+    obj = listeners.LoadedObject(
+        lambda: ObjectFile(elf), lambda address, size: bytes(size), {2: 0x10000}
+    )
     image = bytearray(obj.image())
     random.seed(1)
     for _ in range(300):

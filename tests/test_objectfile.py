@@ -210,6 +210,7 @@ def mutants(count: int, seed: int) -> Iterator[bytes]:
 
 def read_all(data: bytes) -> None:
     file = ObjectFile(data)
+    file.check_sections()
     file.functions()
     for index in range(len(file.sections)):
         file.section_name(index)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Container, Iterator
+from functools import partial
 from pathlib import Path
 from struct import Struct
 
@@ -53,13 +54,12 @@ class LLVMDescriptor:
             entry = ENTRY.unpack(ctypes.string_at(entry, ENTRY.size))[0]
 
     def read(self, entry: int) -> LoadedObject:
-        """The object of the entry at address `entry`. Raises JITListenerError as LoadedObject."""
+        """The object of the entry at address `entry`."""
         _, _, address, size = ENTRY.unpack(ctypes.string_at(entry, ENTRY.size))
-        file = ObjectFile(ctypes.string_at(address, size))
-        addresses = {
-            index: header.address for index, header in enumerate(file.sections) if header.address
-        }
-        return LoadedObject(file, addresses, ctypes.string_at, self.visible)
+        image = ctypes.string_at(address, size)
+        return LoadedObject(
+            partial(ObjectFile, image), ctypes.string_at, registered_in=self.visible
+        )
 
 
 def find_descriptor() -> LLVMDescriptor:

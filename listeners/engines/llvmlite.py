@@ -40,7 +40,7 @@ class Engines:
     """Every llvmlite engine of the process, and who listens to it."""
 
     def __init__(self) -> None:
-        self._targets: dict[int, TargetOptions] = {}
+        self._targets: dict[int, tuple[Any, ...]] = {}
         self._engines: dict[int, Engine] = {}
         self._trackers: dict[int, tuple[Engine, bytes]] = {}
         self._descriptor: LLVMDescriptor | None = None
@@ -95,7 +95,7 @@ class Engines:
     def _create_target_machine(self, call: Callable[..., Any], *arguments: Any) -> Any:
         machine = call(*arguments)
         if machine:
-            self._targets[address_of(machine)] = TargetOptions.from_call(*arguments)
+            self._targets[address_of(machine)] = arguments
         return machine
 
     def _create_mcjit(self, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -110,10 +110,10 @@ class Engines:
         handle = call(machine, suppress, uses_jitlink, error)
         if handle:
             engine = Engine(made_here=True, uses_jitlink=bool(uses_jitlink))
-            if machine is None:
+            if uses_jitlink and machine is None:
                 engine.target = TargetOptions.of_host()
-            else:
-                engine.target = self._targets.get(address_of(machine))
+            elif uses_jitlink and (arguments := self._targets.get(address_of(machine))):
+                engine.target = TargetOptions.from_call(*arguments)
             self._engines[address_of(handle)] = engine
         return handle
 
@@ -299,7 +299,7 @@ class Engines:
     def _add_jitlinked(
         self, engine: Engine, library: bytes, file: ObjectFile, addresses: dict[int, int]
     ) -> None:
-        make = partial(LoadedObject, file, addresses, ctypes.string_at)
+        make = partial(LoadedObject, lambda: file, ctypes.string_at, addresses)
         self._objects.add(Loaded(make, engine, library))
 
     def _add_drawn(
@@ -322,22 +322,18 @@ class Engines:
             here = [loaded for loaded in engine.objects.values() if loaded.library == library]
             symbols = set().union(*(jitlink.defined_symbols(kind, value) for kind, value in given))
             for loaded in here:
-                symbols -= self._symbols(loaded)
+                symbols -= _symbols(loaded)
             if symbols:
                 engine.latent[library] = symbols
 
     def _correct_library(self, engine: Engine, loaded: Loaded) -> None:
         """Where one look-up brings objects of several libraries, find the one this is part of."""
-        symbols = self._symbols(loaded)
+        symbols = _symbols(loaded)
         for library, latent in engine.latent.items():
             if latent & symbols:
                 latent -= symbols
                 loaded.library = library
                 return
-
-    def _symbols(self, loaded: Loaded) -> set[bytes]:
-        obj = self._objects.made(loaded)
-        return jitlink.defined_symbols(jitlink.OBJECT, obj.elf) if obj else set()
 
     @contextmanager
     def _not_hearing(self) -> Iterator[None]:
@@ -347,6 +343,13 @@ class Engines:
             yield
         finally:
             self._unheard = False
+
+
+def _symbols(loaded: Loaded) -> set[bytes]:
+    try:
+        return jitlink.defined_symbols(jitlink.OBJECT, loaded.object().elf)
+    except JITListenerError:
+        return set()
 
 
 def _borrowed(handle: Any) -> Any:

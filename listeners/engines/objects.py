@@ -38,7 +38,12 @@ class Loaded:
     library: bytes | None = None
     """In an LLJIT, the name of the library it is part of."""
     obj: LoadedObject | None = None
-    """Made when somebody first listens."""
+
+    def object(self) -> LoadedObject:
+        """Made when somebody first listens."""
+        if self.obj is None:
+            self.obj = self.make()
+        return self.obj
 
 
 @dataclass(eq=False)
@@ -127,19 +132,10 @@ class Objects:
         waiting, self.waiting = self.waiting, []
         for key in waiting:
             loaded = self._objects[key]
-            if loaded.engine is engine if loaded.engine else self._is_executable(loaded):
+            if loaded.engine is engine if loaded.engine else _is_executable(loaded.object()):
                 self._do(partial(self._tell_loaded, [key], self._sinks))
             else:
                 self.waiting.append(key)
-
-    def _is_executable(self, loaded: Loaded) -> bool:
-        obj = self.made(loaded)
-        executable = _executable_memory()
-        return obj is not None and all(
-            any(start <= section.address < end for start, end in executable)
-            for section in obj.sections
-            if section.flags & SHF_EXECINSTR
-        )
 
     def free(self, freed: Callable[[], list[int]], call: Callable[[], Any]) -> Any:
         """Announce the end of the objects `freed()`, then make the call that frees them.
@@ -172,23 +168,14 @@ class Objects:
         if loaded.obj is not None:
             loaded.obj.forget_memory()
 
-    def made(self, loaded: Loaded) -> LoadedObject | None:
-        """The object, made when it is first asked for; None if it cannot be read."""
-        if loaded.obj is None:
-            try:
-                loaded.obj = loaded.make()
-            except JITListenerError as error:
-                logger.warning("an object is loaded without being heard of: %s", error)
-        return loaded.obj
-
     def _tell_loaded(self, keys: Iterable[int], sinks: Sinks) -> None:
         for key in keys:
             loaded = self._objects.get(key)
             if loaded is None or key in self.waiting:
                 continue
             for sink, engine in tuple(sinks):
-                if _is_heard(loaded, engine) and (obj := self.made(loaded)):
-                    sink.loaded(obj)
+                if _is_heard(loaded, engine):
+                    sink.loaded(loaded.object())
 
     def _do(self, task: Callable[[], None]) -> None:
         """Run `task` now, or when those before it have run."""
@@ -211,6 +198,15 @@ def _is_heard(loaded: Loaded, engine: Engine | None) -> bool:
     if engine is None or loaded.engine is engine:
         return True
     return loaded.engine is None and not engine.made_here and not engine.uses_jitlink
+
+
+def _is_executable(obj: LoadedObject) -> bool:
+    try:
+        code = [section for section in obj.sections if section.flags & SHF_EXECINSTR]
+    except JITListenerError:
+        return True  # whoever looks into it is told why not
+    executable = _executable_memory()
+    return all(any(start <= section.address < end for start, end in executable) for section in code)
 
 
 def _executable_memory() -> list[tuple[int, int]]:
