@@ -1,11 +1,13 @@
 """The smallest attach: from one line on, gdb, lldb and perf know what the engine loads.
 
-$ python examples/attach.py
-loaded <LoadedObject … 'add'>
-  .ltext at 0x…, … bytes
-  .eh_frame at 0x…, … bytes
-  function add at 0x…
-add(2, 3) = 5
+This also says what was loaded, and where:
+
+    $ python examples/attach.py
+    loaded <LoadedObject … 'add'>
+      .ltext at 0x…, … bytes
+      .eh_frame at 0x…, … bytes
+      function add at 0x…
+    add(2, 3) = 5
 """
 
 import ctypes

@@ -4,7 +4,8 @@ set -eu
 python=${PYTHON:-python3}
 program=$(dirname "$0")/tiny.py
 data=$(mktemp)
-trap 'rm -f "$data"' EXIT
+shown=$(mktemp)
+trap 'rm -f "$data" "$shown"' EXIT
 
 echo
 echo "== perf record $program"
@@ -12,11 +13,12 @@ perf record -q -e cpu-clock -o "$data" "$python" "$program"
 echo
 echo "== perf report: what the time was spent in"
 perf report -i "$data" --stdio --no-children --fields overhead,dso,sym --percent-limit 1 \
-    2>/dev/null | sed '/^#/d; /^$/d; s/ *$//' | head -12
+    2>/dev/null | sed '/^#/d; /^$/d; s/ *$//' | head -12 | tee -a "$shown"
 echo
 echo "== gdb: stopped in the source that was compiled"
 gdb -q -nx -batch \
     -ex 'set breakpoint pending on' -ex 'set debuginfod enabled off' -ex 'set print frame-info auto' \
-    -ex 'break collatz.tiny:8 if n > 1000' -ex run \
+    -ex 'set confirm off' -ex 'break collatz.tiny:8 if n > 1000' -ex run \
     -ex 'backtrace 2' -ex 'info args' -ex 'info locals' -ex kill \
-    --args "$python" "$program" 2>&1 | sed -n '/^Breakpoint 1, /,/^\[Inferior/p'
+    --args "$python" "$program" 2>&1 | sed -n '/^Breakpoint 1, /,/^\[Inferior/p' | tee -a "$shown"
+grep -q 'JIT.*steps' "$shown" && grep -q '^Breakpoint 1, steps' "$shown"

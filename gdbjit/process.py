@@ -151,11 +151,21 @@ class Memory:
         if at < address + size:
             raise self._error(f"{size} bytes at {address:#x} are not mapped")
 
+    def _is_zombie(self) -> bool:
+        """Whether it has ended and nobody has waited for it yet: only root may open its files."""
+        try:
+            with open(f"{self.proc}/stat", "rb") as file:  # noqa: PTH123
+                return file.read().rpartition(b") ")[2][:1] in (b"Z", b"X")
+        except OSError:
+            return False
+
     def _error(self, problem: str, error: OSError | None = None) -> GDBJITError:
         who = "this process" if self.pid is None else f"process {self.pid}"
         if error is None:
             return GDBJITError(f"{who}: {problem}")
         if error.errno in (errno.EACCES, errno.EPERM):
+            if self._is_zombie():
+                return GDBJITError(f"{who}: it has ended")
             return GDBJITError(
                 f"{who}: {problem}: no right to trace it. Run as the same user; where "
                 "/proc/sys/kernel/yama/ptrace_scope is 1 or more, as root or with CAP_SYS_PTRACE "

@@ -284,6 +284,9 @@ def test_the_programs_own_sitecustomize_runs(home: Path, own: str) -> None:
     python = make_environment(home / "environment", "llvmlite")
     (site_packages,) = home.glob("environment/lib/python*/site-packages")
     (site_packages / "sitecustomize.py").write_text(own)
+    # Before the standard library, where Debian's Python has a sitecustomize.
+    first = f"import sys; sys.path.insert(1, {str(site_packages)!r})"
+    (site_packages / "first.pth").write_text(first)
     program = f"import sys; print(sys.modules.get('sitecustomize')); {SAY_NAMES}"
     bare = execute(python, "-c", program, cwd=home)
     run = execute(*RUN, python, "-c", program, cwd=home)

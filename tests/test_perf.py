@@ -11,9 +11,8 @@ pytestmark = pytest.mark.tools
 
 def record(tmp_path, *program: str) -> dict[str, float]:
     data = tmp_path / "perf.data"
-    run(
-        tool("perf"), "record", "-q", "-e", "cpu-clock", "-o", str(data), sys.executable, *program
-    )  # fmt: skip
+    options = "-q", "-e", "cpu-clock", "-c", "50000"  # one in 50 us
+    run(tool("perf"), "record", *options, "-o", str(data), sys.executable, *program)
     return perf_symbols(data)
 
 

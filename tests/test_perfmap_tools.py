@@ -171,22 +171,7 @@ def test_a_running_forked_child_is_named_from_its_own_file(
     assert "unloaded" not in symbols
 
 
-def interpreter_with_perf_support() -> str:
-    """A Python that names its own functions in the map file: 3.12 or later."""
-    installed = Path.home() / ".pyenv" / "versions"
-    candidates = [sys.executable, *map(str, sorted(installed.glob("3.1[2-9]*/bin/python3")))]
-    candidates += [f"python3.{minor}" for minor in range(12, 20)]
-    check = (
-        "import os, sys; os.unlink(f'/tmp/perf-{os.getpid()}.map');"
-        "sys.exit(not sys.is_stack_trampoline_active())"
-    )
-    for candidate in filter(None, map(shutil.which, candidates)):
-        command = [candidate, "-X", "perf", "-c", check]
-        if subprocess.run(command, capture_output=True, timeout=60).returncode == 0:
-            return candidate
-    pytest.fail("no Python 3.12 or later: apt-get install python3.13, or pyenv install 3.13")
-
-
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="-X perf came with Python 3.12")
 def test_python_s_own_lines_and_ours_share_the_file(
     perf: str, tmp_path: Path, clean_up: list[int]
 ) -> None:
@@ -216,8 +201,7 @@ def test_python_s_own_lines_and_ours_share_the_file(
     for _ in map(python_function, range(4_000_000)):  # each call goes through its trampoline
         pass
 """
-    python = interpreter_with_perf_support()
-    symbols = profiled(perf, tmp_path, clean_up, program, python, "-X", "perf")
+    symbols = profiled(perf, tmp_path, clean_up, program, sys.executable, "-X", "perf")
     names = [entry.name for entry in read_map(f"/tmp/perf-{clean_up[0]}.map")]
     assert [name for name in names if name.startswith("py::compiled_")] == [
         f"py::compiled_{number}:<string>" for number in range(2000)

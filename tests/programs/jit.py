@@ -104,7 +104,8 @@ def main() -> None:
     print(f"steps {steps:#x}", flush=True)
     if options.all:
         exported = [descriptor for descriptor in gdbjit.descriptors() if descriptor.exported]
-        print("exported entries:", sum(len(descriptor.entries()) for descriptor in exported))
+        entries = sum(len(descriptor.entries()) for descriptor in exported)
+        print("exported entries:", entries, flush=True)
     ended = threading.Event()
     if options.loop:
         threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
