@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -86,13 +87,17 @@ class Attachment:
         """For the engine: `obj` is about to be freed."""
         if self._objects.pop(obj.key, None) is None:
             return
-        for listener in reversed(self.listeners):
-            try:
-                listener.notify_freeing_object(obj)
-            except Exception:
-                self._report(listener, "notify_freeing_object", obj)
+        with ExitStack() as stack:  # all are told, the last first, also where one is interrupted
+            for listener in self.listeners:
+                stack.callback(self._tell_freeing, listener, obj)
         if not self._attached and not self._objects:
             engines.unsubscribe(self)
+
+    def _tell_freeing(self, listener: JITEventListener, obj: LoadedObject) -> None:
+        try:
+            listener.notify_freeing_object(obj)
+        except Exception:
+            self._report(listener, "notify_freeing_object", obj)
 
     def _report(self, listener: JITEventListener, method: str, obj: LoadedObject) -> None:
         """Log the error being handled, the first of each listener."""

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -180,6 +181,19 @@ def test_a_listener_that_raises_is_reported_once_and_disturbs_nobody(program, ca
     assert len(caplog.records) == 1
     assert "Broken.notify_object_loaded failed for <LoadedObject" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_an_interrupted_listener_lets_the_others_know_and_the_memory_go(program):
+    class Interrupted(listeners.JITEventListener):
+        def notify_freeing_object(self, obj):
+            raise KeyboardInterrupt
+
+    attachment = listeners.attach(program.engine, log := Log(), Interrupted())
+    program.load(function("f"), "f")
+    with pytest.raises(KeyboardInterrupt):
+        program.unload()
+    assert log.events == ["+f", "-f"]
+    assert attachment.objects == ()
 
 
 def test_a_listener_may_load_and_free_code_itself(program, linker):
@@ -417,6 +431,56 @@ def test_a_closed_lljit_lives_as_long_as_a_tracker(lljit):
     assert Int(tracker["f"])() == 8
     tracker.close()
     assert log.events == ["+f", "-f"]
+
+
+def test_equal_names_in_two_libraries_are_kept_apart(lljit):
+    attachment = listeners.attach(lljit, log := Log())
+    first = link(lljit, "first", function("f", 1), function("g", 2), exports=["g"])
+    second = link(lljit, "second", function("f", 3), exports=["f"])
+    second.close()
+    assert log.events == ["+g", "+f", "-f"]
+    assert [obj.name for obj in attachment.objects] == ["g"]
+    looked_up = lljit.lookup("first", "f")
+    assert Int(looked_up["f"])() == 1
+    first.close()
+    assert sorted(log.events[3:]) == ["+f", "-f", "-g"]
+
+
+def test_a_symbol_of_the_process_comes_before_that_of_another_library(lljit):
+    listeners.attach(lljit, log := Log())
+    missing = "declare i64 @nix()"
+    shadowed = f"{missing} define i32 @getpid() {{ %r = call i64 @nix() ret i32 1 }}"
+    lower = link(lljit, "lower", shadowed)
+    text = "declare i32 @getpid() define i32 @who() { %r = call i32 @getpid() ret i32 %r }"
+    builder = llvm.JITLibraryBuilder().add_ir(text).add_jit_library("lower").add_current_process()
+    upper = builder.export_symbol("who").link(lljit, "upper")
+    assert ctypes.CFUNCTYPE(ctypes.c_int)(upper["who"])() == os.getpid()
+    assert log.events == ["+who"]
+    del lower
+
+
+def test_of_weak_and_strong_definitions_the_strong_one_is_in_memory(lljit):
+    attachment = listeners.attach(lljit, Log())
+    weak = "define weak i64 @f() { ret i64 1 }"
+    tracker = link(lljit, "library", weak, function("f", 2), exports=["f"])
+    assert Int(tracker["f"])() == 2
+    assert tracker["f"] in {obj.function("f").address for obj in attachment.objects}
+
+
+@pytest.mark.parametrize("linkage", ["private", "internal", "weak", ""])
+@pytest.mark.parametrize("name", ["set", "a name", "ünïcode", r"quo\22te"])
+def test_constructors_of_any_kind_run(lljit, linkage, name):
+    listeners.attach(lljit, Log())
+    text = f"""
+    @value = global i64 1
+    @llvm.global_ctors = appending global [1 x {{ i32, ptr, ptr }}]
+      [{{ i32, ptr, ptr }} {{ i32 65535, ptr @"{name}", ptr @value }}]
+    define {linkage} void @"{name}"() {{ store i64 2, ptr @value ret void }}
+    define i64 @get() {{ %v = load i64, ptr @value ret i64 %v }}
+    """
+    builder = llvm.JITLibraryBuilder().add_ir(text).add_current_process()
+    tracker = builder.export_symbol("get").link(lljit, "library")
+    assert Int(tracker["get"])() == 2
 
 
 CONSTRUCTOR = """

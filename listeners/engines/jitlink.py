@@ -30,6 +30,7 @@ __all__ = [
     "Library",
     "Link",
     "defined_symbols",
+    "forget_symbols_in",
     "given_elements",
     "materialised",
     "new_symbol",
@@ -44,7 +45,11 @@ UNKNOWN_TARGET = (
 # Kinds of LinkElement, in llvmlite's ffi/orcjit.cpp.
 IR, ASSEMBLY, OBJECT, LIBRARY = range(4)  # "assembly" is LLVM's assembly language: IR again
 
-STB_LOCAL, STB_WEAK = 0, 2
+STB_LOCAL, STB_WEAK, STB_GNU_UNIQUE = 0, 2, 10
+STV_DEFAULT, STV_PROTECTED = 0, 3
+SHN_COMMON = 0xFFF2
+
+_process = ctypes.CDLL(None)
 
 
 @dataclass(eq=False)
@@ -60,6 +65,8 @@ class Element:
     weak: set[bytes]
     """Those it defines unless another object of the library has done so."""
     undefined: set[bytes]
+    hidden: set[bytes]
+    """The symbols it defines for its own library alone."""
     in_memory: bool = False
 
 
@@ -71,16 +78,28 @@ class Library:
     elements: list[Element] = field(default_factory=list)
     searched: list[bytes] = field(default_factory=list)
     """The libraries that are searched for what this one does not define."""
+    imported: set[bytes] = field(default_factory=set)
+    """The symbols it was given an address for."""
+    sees_process: bool = False
+    """Whether it takes what it does not define from the process, before any other library."""
     initialisers: list[bytes] = field(default_factory=list)
     """The functions LLVM runs at the link."""
     unheard: list[str] = field(default_factory=list)
     """Why elements could not be prepared: they are linked as they are."""
 
     def defining(self, symbol: bytes) -> Element | None:
+        """The element whose definition LLVM takes: a strong one, else the first."""
+        weak = None
         for element in self.elements:
-            if symbol in element.strong or symbol in element.weak:
+            if symbol in element.strong:
                 return element
-        return None
+            if weak is None and symbol in element.weak:
+                weak = element
+        return weak
+
+    def has_address_of(self, symbol: bytes) -> bool:
+        """Whether it has the symbol without any element that defines it."""
+        return symbol in self.imported or (self.sees_process and _is_in_process(symbol))
 
 
 def materialised(
@@ -104,10 +123,22 @@ def materialised(
         found.append((library, element))
         for need in element.undefined | element.weak:
             for other in (name, *library.searched):
-                if other in libraries and libraries[other].defining(need):
+                if other not in libraries:
+                    continue
+                definer = libraries[other].defining(need)
+                if definer and (other == name or need not in definer.hidden):
                     todo.append((other, need))
                     break
+                if libraries[other].has_address_of(need):
+                    break
     return found
+
+
+def _is_in_process(symbol: bytes) -> bool:
+    try:
+        return bool(_process[symbol.decode()])
+    except (AttributeError, UnicodeDecodeError):
+        return False
 
 
 class Link:
@@ -155,7 +186,7 @@ class Link:
     def finish(self, linked: bool) -> Iterator[tuple[ObjectFile, dict[int, int]]]:
         """After the call: each object that is now in memory, and its sections' addresses."""
         if not linked:
-            _forget_symbols_in(self._error)
+            forget_symbols_in(self._error)
             return
         ctypes.memmove(self._exports, self._all, ctypes.sizeof(self._exports))
         found = iter(self._all[len(self._exports) :])
@@ -212,7 +243,7 @@ def _prepare(
     name: bytes, given: list[tuple[int, bytes]], imported: set[bytes], target: TargetOptions | None
 ) -> tuple[Library, list[tuple[int, bytes]]]:
     """The library, and what to hand LLVM in place of what was given."""
-    library = Library(name)
+    library = Library(name, imported=imported)
     parts: list[tuple[int, bytes]] = []
     defined = set(imported)
     for kind, value in given:
@@ -221,6 +252,8 @@ def _prepare(
         if kind == LIBRARY:
             if value:
                 library.searched.append(value)
+            else:
+                library.sees_process = True
             parts.append(part)
             continue
         try:
@@ -273,7 +306,7 @@ def _with_symbols(elf: bytes, constructors: Constructors | None) -> tuple[Elemen
     """An element, and its object with symbols of ours."""
     file = ObjectFile(elf)
     starts = {index: new_symbol() for index in loaded_sections(file)}
-    element = Element(file, starts, set(), set(), set())
+    element = Element(file, starts, set(), set(), set(), set())
     added = [(name, index, 0) for index, name in starts.items()]
     for symbol in file.symbols:
         binding = symbol.info >> 4
@@ -286,14 +319,17 @@ def _with_symbols(elf: bytes, constructors: Constructors | None) -> tuple[Elemen
             name = file.symbol_name(symbol).encode("utf-8", "surrogateescape")
             if symbol.section == SHN_UNDEF:
                 element.undefined.add(name)
-            elif binding == STB_WEAK:
+                continue
+            if binding in (STB_WEAK, STB_GNU_UNIQUE) or symbol.section == SHN_COMMON:
                 element.weak.add(name)
             else:
                 element.strong.add(name)
+            if symbol.other & 3 not in (STV_DEFAULT, STV_PROTECTED):
+                element.hidden.add(name)
     return element, add_symbols(file, added)
 
 
-def _forget_symbols_in(error: Any) -> None:
+def forget_symbols_in(error: Any) -> None:
     """Take our symbols out of the message in llvmlite's OutputString: it only gets shorter."""
     message = error._ptr
     if message:

@@ -53,6 +53,7 @@ class Engines:
     def install(self) -> None:
         """Hear of every call that makes an engine, loads code or frees it."""
         around("LLVMPY_CreateTargetMachine", self._create_target_machine)
+        around("LLVMPY_DisposeTargetMachine", self._dispose_target_machine)
         around("LLVMPY_CreateMCJITCompiler", self._create_mcjit)
         around("LLVMPY_MCJITAddObjectFile", self._add_object_file)
         around("LLVMPY_FinalizeObject", self._finalize)
@@ -97,6 +98,10 @@ class Engines:
         if machine:
             self._targets[address_of(machine)] = arguments
         return machine
+
+    def _dispose_target_machine(self, call: Callable[..., Any], machine: Any) -> None:
+        self._targets.pop(address_of(machine), None)
+        call(machine)
 
     def _create_mcjit(self, call: Callable[..., Any], *arguments: Any) -> Any:
         handle = call(*arguments)
@@ -164,9 +169,12 @@ class Engines:
             if tracker and self._objects.heard:
                 self._report_unheard(engine, link.unheard)
         else:
-            seen = self._look(engine, name)
+            if tracker and engine.latent and not engine.uses_jitlink:
+                engine.latent[name] = _given_symbols(arguments)
+            looked = self._look(engine, name)
             if tracker and not engine.uses_jitlink:
-                self._note_latent(engine, name, arguments, seen)
+                here = [loaded for loaded in looked if loaded.library == name]
+                self._note_latent(engine, name, arguments, here)
         return tracker
 
     def _look_up(
@@ -182,6 +190,8 @@ class Engines:
             self._trackers[address_of(tracker)] = engine, library
             drawn = jitlink.materialised(engine.libraries, [(library, symbol)])
             self._add_drawn(engine, handle, drawn)
+        elif engine.libraries:
+            jitlink.forget_symbols_in(arguments[-1])
         self._look(engine, library)
         return tracker
 
@@ -227,7 +237,9 @@ class Engines:
     def _freed(self, result: Any) -> Any:
         """After a call that frees: see what has gone of which that could not be known before."""
         if self._descriptor:
-            self._newest = self._descriptor.words[2]
+            # The head may be unknown yet: of a call that this one was made in the middle of.
+            head = self._descriptor.words[2]
+            self._newest = head if head in self._objects else 0
             if self._objects.strays:
                 live = set(self._descriptor.entries())
                 for key in [key for key in self._objects.strays if key > 0 and key not in live]:
@@ -280,21 +292,23 @@ class Engines:
 
     def _look(
         self, engine: Engine | None, library: bytes | None = None, executable: bool = True
-    ) -> int:
-        """Note, and announce, what LLVM's list has that it had not before; gives how many."""
+    ) -> list[Loaded]:
+        """Note, and announce, what LLVM's list has that it had not before."""
         assert self._descriptor
         if self._objects.waiting and executable:
             self._objects.announce_executable(engine)
         if self._descriptor.words[2] == self._newest:
-            return 0
+            return []
         entries = list(self._descriptor.entries(until=self._objects))
         self._newest = self._descriptor.words[2]
+        looked = []
         for entry in reversed(entries):
             loaded = Loaded(partial(self._descriptor.read, entry), engine, library)
             if engine is not None and engine.latent:
                 self._correct_library(engine, loaded)
             self._objects.add(loaded, entry, executable)
-        return len(entries)
+            looked.append(loaded)
+        return looked
 
     def _add_jitlinked(
         self, engine: Engine, library: bytes, file: ObjectFile, addresses: dict[int, int]
@@ -307,29 +321,32 @@ class Engines:
     ) -> None:
         """Note what a call has brought into memory that an earlier one linked."""
         for library, element in drawn:
-            with self._not_hearing():
-                addresses = jitlink.section_addresses(_borrowed(handle), library, element)
+            try:
+                with self._not_hearing():
+                    addresses = jitlink.section_addresses(_borrowed(handle), library, element)
+            except RuntimeError as error:
+                logger.warning("an object is loaded without being heard of: %s", error)
+                continue
             element.in_memory = True
             self._add_jitlinked(engine, library.name, element.file, addresses)
 
     def _note_latent(
-        self, engine: Engine, library: bytes, arguments: tuple[Any, ...], seen: int
+        self, engine: Engine, library: bytes, arguments: tuple[Any, ...], here: list[Loaded]
     ) -> None:
-        """Note which symbols of a new library are not in memory, if `seen` objects of it are."""
+        """Note which symbols of a new library are not in memory, where `here` is not all of it."""
         elements, count = arguments[:2]
-        if seen < sum(elements[index].element_kind != jitlink.LIBRARY for index in range(count)):
-            given = jitlink.given_elements(elements, count)
-            here = [loaded for loaded in engine.objects.values() if loaded.library == library]
-            symbols = set().union(*(jitlink.defined_symbols(kind, value) for kind, value in given))
-            for loaded in here:
-                symbols -= _symbols(loaded)
+        engine.latent.pop(library, None)
+        objects = sum(elements[index].element_kind != jitlink.LIBRARY for index in range(count))
+        if len(here) < objects:
+            symbols = _given_symbols(arguments).difference(*map(_symbols, here))
             if symbols:
                 engine.latent[library] = symbols
 
     def _correct_library(self, engine: Engine, loaded: Loaded) -> None:
         """Where one look-up brings objects of several libraries, find the one this is part of."""
         symbols = _symbols(loaded)
-        for library, latent in engine.latent.items():
+        for library in (loaded.library, *engine.latent):  # names may be the same in several
+            latent = engine.latent.get(library or b"", set())
             if latent & symbols:
                 latent -= symbols
                 loaded.library = library
@@ -343,6 +360,12 @@ class Engines:
             yield
         finally:
             self._unheard = False
+
+
+def _given_symbols(arguments: tuple[Any, ...]) -> set[bytes]:
+    """The symbols that what a link is given defines."""
+    given = jitlink.given_elements(*arguments[:2])
+    return set().union(*(jitlink.defined_symbols(kind, value) for kind, value in given))
 
 
 def _symbols(loaded: Loaded) -> set[bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -144,11 +145,15 @@ class Objects:
         """
         result = None
 
-        def task() -> None:
+        def free() -> None:
             nonlocal result
-            for key in reversed(freed()):
-                self.forget(key)
             result = call()
+
+        def task() -> None:
+            with ExitStack() as stack:  # whatever a listener raises, all is done, last things first
+                stack.callback(free)
+                for key in freed():
+                    stack.callback(self.forget, key)
 
         self._do(task)
         return result
@@ -161,12 +166,12 @@ class Objects:
             del loaded.engine.objects[key]
         if key in self.waiting:
             self.waiting.remove(key)
-        elif loaded.obj is not None:
-            for sink, engine in reversed(self._sinks):
-                if _is_heard(loaded, engine):
-                    sink.freeing(loaded.obj)
         if loaded.obj is not None:
-            loaded.obj.forget_memory()
+            with ExitStack() as stack:
+                stack.callback(loaded.obj.forget_memory)
+                for sink, engine in self._sinks:
+                    if _is_heard(loaded, engine):
+                        stack.callback(sink.freeing, loaded.obj)
 
     def _tell_loaded(self, keys: Iterable[int], sinks: Sinks) -> None:
         for key in keys:

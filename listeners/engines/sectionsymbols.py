@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import secrets
 from collections.abc import Iterable
 from struct import Struct
 
@@ -22,13 +23,15 @@ __all__ = ["add_symbols", "forget_symbols", "loaded_sections", "new_symbol"]
 OFFSET_AND_SIZE = Struct("<QQ")  # sh_offset and sh_size, at 24 of a section header
 GLOBAL_NOTYPE = 0x10  # st_info
 
+# Nobody else's symbol may be the same: LLVM aborts the process over that.
+_prefix = f"__jitlisten_{secrets.token_hex(4)}_".encode()
 _numbers = itertools.count(1)
-_listed = re.compile(rb"(?:, )?__jitlisten_\d+")
+_listed = re.compile(rb"(?:, )?%b\d+" % _prefix)
 
 
 def new_symbol() -> bytes:
     """A symbol name that nothing in this process has or will have."""
-    return b"__jitlisten_%d" % next(_numbers)
+    return b"%b%d" % (_prefix, next(_numbers))
 
 
 def forget_symbols(message: bytes) -> bytes:
