@@ -34,7 +34,8 @@ def run(arguments: list[str]) -> int:
     options, command = _split(arguments)
     parser = ArgumentParser(
         prog="jitlisten run",
-        usage="jitlisten run [-h] [--gdb | --gdb-all] [--perf-map] [--] PROGRAM [ARGUMENT ...]",
+        usage="jitlisten run [-h] [--gdb | --gdb-all] [--perf-map] [--jitdump]"
+        " [--] PROGRAM [ARGUMENT ...]",
         description="Run a program with listeners attached to every llvmlite engine of it and of"
         " the Python programs it starts. Without options: --gdb --perf-map.",
         allow_abbrev=False,
@@ -43,6 +44,9 @@ def run(arguments: list[str]) -> int:
     debuggers.add_argument("--gdb", action="store_true", help="gdb and lldb see the code")
     debuggers.add_argument("--gdb-all", action="store_true", help="gdb 15 sees it, too")
     parser.add_argument("--perf-map", action="store_true", help="perf names it")
+    parser.add_argument(
+        "--jitdump", action="store_true", help="perf names it, with lines, after perf inject -j"
+    )
     chosen = [name for name, given in vars(parser.parse_args(options)).items() if given]
     if not command:
         parser.error("no program is given")

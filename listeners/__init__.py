@@ -10,12 +10,14 @@ from .attachment import Attachment, attach
 from .errors import JITListenerError
 from .events import Function, JITEventListener, Line, LoadedObject, Section
 from .gdb import GDBRegistration
+from .jitdump import JITDump
 from .perf import PerfMap
 
 __all__ = [
     "Attachment",
     "Function",
     "GDBRegistration",
+    "JITDump",
     "JITEventListener",
     "JITListenerError",
     "Line",

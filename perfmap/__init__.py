@@ -1,10 +1,25 @@
 """perf's own formats, for whoever makes machine code at run time.
 
 `MapFile` gives the code of a running process names in ``perf report``; `read_map` reads such
-a file back. Only the standard library is used.
+a file back. `JITDumpWriter` gives it names that change with time, source lines and call frames,
+after ``perf inject -j``; `read_jitdump` reads that back. Only the standard library is used.
 """
 
+from perfmap.callframes import FrameRules
+from perfmap.dumpwriter import JITDumpWriter
 from perfmap.errors import PerfMapError
+from perfmap.jitdump import JITDumpFile, read_jitdump
 from perfmap.mapfile import MapEntry, MapFile, read_map
+from perfmap.places import JITCode
 
-__all__ = ["MapEntry", "MapFile", "PerfMapError", "read_map"]
+__all__ = [
+    "FrameRules",
+    "JITCode",
+    "JITDumpFile",
+    "JITDumpWriter",
+    "MapEntry",
+    "MapFile",
+    "PerfMapError",
+    "read_jitdump",
+    "read_map",
+]

@@ -17,11 +17,9 @@ import os
 import re
 import stat
 import sys
-import threading
 import weakref
 from bisect import bisect_left, insort
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +27,7 @@ from typing import NamedTuple
 
 from perfmap.errors import PerfMapError
 from perfmap.sharedfile import SharedFile
+from perfmap.turns import Turns
 
 _log = logging.getLogger("perfmap")
 
@@ -146,8 +145,7 @@ class MapFile:
         self.path = _map_path(pid) if path is None else Path(path)
         self._file: SharedFile | None = None
         self._refusal: str | None = None
-        self._tasks: deque[Callable[[], object]] = deque()
-        self._turn = threading.Lock()
+        self._turns = Turns()
         self._live: dict[int, tuple[int, bytes]] = {}  # end and line, by address
         self._order: list[int] = []  # the addresses of _live, sorted; no two ranges overlap
         self._offsets: dict[int, int] = {}  # of the lines in the file, by address
@@ -168,7 +166,7 @@ class MapFile:
         """
         lines = [_line(*entry) for entry in entries]
         if lines:
-            self._perform(partial(self._add, lines))
+            self._turns.perform(partial(self._add, lines))
 
     def remove(self, address: int) -> None:
         """Take back the entry that starts at `address`; see `remove_all`."""
@@ -179,38 +177,17 @@ class MapFile:
 
         One that is not there is no error: a later entry may have taken its place.
         """
-        self._perform(partial(self._remove, list(addresses)))
+        self._turns.perform(partial(self._remove, list(addresses)))
 
     def close(self) -> None:
         """Close the file; its lines stay. To add after this is an error."""
-        self._perform(partial(self._release, "it is closed: make a new MapFile"))
+        self._turns.perform(partial(self._release, "it is closed: make a new MapFile"))
 
     def __enter__(self) -> MapFile:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _perform(self, task: Callable[[], object]) -> None:
-        # No one waits for the turn: its holder may run a garbage collection, whose finalizers
-        # call in here, or want a lock that the waiting thread holds.
-        failure = None
-        self._tasks.append(task)
-        while self._tasks and self._turn.acquire(blocking=False):
-            try:
-                while self._tasks:
-                    current = self._tasks.popleft()
-                    try:
-                        current()
-                    except PerfMapError as error:
-                        if current is task:
-                            failure = error
-                        else:
-                            _log.error("%s", error)
-            finally:
-                self._turn.release()
-        if failure is not None:
-            raise failure
 
     def _add(self, lines: list[_Line]) -> None:
         if self._refusal is not None:
@@ -246,16 +223,16 @@ class MapFile:
 
     def _start_child(self) -> None:
         """In a forked child: leave the parent's file, name what is inherited in our own."""
-        self._turn = threading.Lock()
+        self._turns.start_child()
         self._close_file()
         self._order = sorted(self._live)  # another thread may have been in the middle of it
         if not self._of_this_process:
-            self._tasks.clear()
+            self._turns = Turns()  # what was under way is the parent's to write
             self._release("it belongs to the process that made it: make a MapFile in this one")
             return
         self.path = _map_path()
         if self._live:
-            self._perform(self._open_again)
+            self._turns.perform(self._open_again)
 
     def _open(self) -> SharedFile:
         if self._file is None or not self._file.is_current():

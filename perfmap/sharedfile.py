@@ -20,7 +20,7 @@ from pathlib import Path
 
 from perfmap.errors import PerfMapError
 
-_CLOCK_GRAIN = 0.1  # seconds; file times and process starts are counted in coarse ticks
+CLOCK_GRAIN = 0.1  # seconds; file times and process starts are counted in coarse ticks
 
 
 class SharedFile:
@@ -68,7 +68,7 @@ class SharedFile:
             return "it was replaced while it was being opened"
         if not status.st_size:
             return None
-        if of_this_process and status.st_mtime < _process_start() - _CLOCK_GRAIN:
+        if of_this_process and status.st_mtime < process_start() - CLOCK_GRAIN:
             os.ftruncate(self._editing, 0)
         elif os.pread(self._editing, 1, status.st_size - 1) != b"\n":
             os.write(self._appending, b"\n")
@@ -204,7 +204,7 @@ class _Holes:
         return end
 
 
-def _process_start() -> float:
+def process_start() -> float:
     """When this process began, in seconds of the clock that stamps files."""
     fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     ticks = int(fields[19])  # field 22, starttime, counted from boot: proc_pid_stat(5)

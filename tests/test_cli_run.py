@@ -16,6 +16,8 @@ import pytest
 from tools import gdb
 
 import jitlisten
+from perfmap import read_jitdump
+from perfmap.jitdump import CodeLoad
 
 ROOT = Path(jitlisten.__file__).parents[1]
 COMMAND = [
@@ -128,6 +130,13 @@ def test_only_the_listeners_that_are_asked_for_are_attached(home: Path) -> None:
     show = ["sh", "-c", "echo $JITLISTEN"]
     assert execute(*RUN, *show).stdout == "gdb,perf-map\n"
     assert execute(*RUN, "--gdb-all", "--perf-map", *show).stdout == "gdb-all,perf-map\n"
+
+
+def test_a_jitdump_is_written_in_a_directory_of_the_run(home: Path) -> None:
+    assert execute(*RUN, "--jitdump", "./app.py", cwd=home, JITDUMPDIR=str(home)).stdout == "\n"
+    (path,) = home.glob(".debug/jit/jit-listeners-*/jit-*.dump")
+    names = [one.name for one in read_jitdump(path).records if isinstance(one, CodeLoad)]
+    assert names == ["answer"]
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
@@ -365,7 +374,7 @@ def test_an_unknown_name_in_the_variable_is_one_line_and_attaches_nothing(
     assert (outcome.returncode, outcome.stdout) == (0, "\n")
     assert outcome.stderr == (
         "jitlisten: nothing is attached: JITLISTEN names perfmap;"
-        " there are gdb, gdb-all, perf-map\n"
+        " there are gdb, gdb-all, perf-map, jitdump\n"
     )
 
 

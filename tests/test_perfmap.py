@@ -485,7 +485,7 @@ def test_an_error_of_work_done_for_another_call_is_logged(
     map_file = MapFile(path=path)
     path.symlink_to("/nowhere")
     # A turn that is taken is what a second thread meets in the middle of the first's call.
-    with map_file._turn:
+    with map_file._turns._turn:
         map_file.add(CODE, 16, "done later")
     assert caplog.text == ""
     with pytest.raises(PerfMapError):

@@ -1,0 +1,144 @@
+"""The file of a jitdump, as perf expects it of a process: its name, its place, its mark.
+
+perf hears of the file because the process maps it executable, and takes it for a dump because it
+is called `jit-PID.dump`. It writes an ELF file a function beside it, so it has a directory of its
+own: like LLVM's, Java's and V8's, `.debug/jit/NAME-DATE.UNIQUE` in $JITDUMPDIR or at home.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import stat
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from perfmap.errors import PerfMapError
+from perfmap.sharedfile import CLOCK_GRAIN, process_start
+
+__all__ = ["DumpFile", "run_directory"]
+
+
+def run_directory() -> Path:
+    """A new directory of this run, mode 0700, in `.debug/jit` of $JITDUMPDIR or of home.
+
+    Raises PerfMapError if it cannot be made.
+    """
+    try:
+        parent = Path(os.environ.get("JITDUMPDIR") or Path.home(), ".debug", "jit")
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=time.strftime("jit-listeners-%Y%m%d."), dir=parent))
+    except (OSError, RuntimeError) as error:
+        raise PerfMapError(
+            f"cannot make a directory for this run: {error}; "
+            "set JITDUMPDIR to a directory that can be written"
+        ) from error
+
+
+class DumpFile:
+    """A new file at `path`, mode 0600, that begins with `header` and is marked for perf.
+
+    What a dead process of the same number has left at `path` is replaced. A method that raises,
+    always PerfMapError, leaves none of its bytes in the file.
+    """
+
+    def __init__(self, path: Path, header: bytes) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+        try:
+            _remove_stale(path)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL
+            self._descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._status = os.fstat(self._descriptor)
+            self._size = 0
+            self.write(header)
+            _mark(self._descriptor)
+        except FileExistsError:
+            raise PerfMapError(
+                f"{str(path)!r} is there already: remove it, or give each writer its own directory"
+            ) from None
+        except (OSError, ValueError) as error:
+            self._abandon()
+            reason = getattr(error, "strerror", None) or str(error)
+            raise PerfMapError(
+                f"cannot make {str(path)!r} and map it executable: {reason}; set JITDUMPDIR to a "
+                "directory that can be written, on a file system not mounted noexec"
+            ) from error
+        except PerfMapError:
+            self._abandon()
+            raise
+
+    def is_current(self) -> bool:
+        """Whether the descriptor is still ours and the file has not been deleted."""
+        if self._descriptor is None:
+            return False
+        try:
+            status = os.fstat(self._descriptor)
+        except OSError:
+            return False
+        return os.path.samestat(status, self._status) and status.st_nlink > 0
+
+    def write(self, data: bytes) -> None:
+        """Append `data` with one write, so that a killed program leaves whole records."""
+        assert self._descriptor is not None
+        try:
+            count = os.write(self._descriptor, data)
+            if count < len(data):
+                os.ftruncate(self._descriptor, self._size)
+        except OSError as error:
+            raise self._failure(error.strerror) from error
+        if count < len(data):
+            raise self._failure(f"it took {count} of {len(data)} bytes")
+        self._size += count
+
+    def close(self) -> None:
+        """Close the file. Its mark stays: perf may begin to record later."""
+        if self.is_current():
+            assert self._descriptor is not None
+            os.close(self._descriptor)
+        self._descriptor = None
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # __init__ has raised
+            self.close()
+
+    def _abandon(self) -> None:
+        if self._descriptor is not None:
+            self.close()
+            with suppress(OSError):
+                self.path.unlink()
+
+    def _failure(self, reason: str | None) -> PerfMapError:
+        return PerfMapError(
+            f"cannot write {str(self.path)!r}: {reason}; "
+            "make room on its file system, or raise the limit on file sizes"
+        )
+
+
+def _mark(descriptor: int) -> None:
+    """Map the file's first page executable, for as long as the process lives.
+
+    Python's own `mmap` would keep a second descriptor.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [
+        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
+        ctypes.c_long,
+    ]
+    protection = mmap.PROT_READ | mmap.PROT_EXEC
+    place = libc.mmap(None, mmap.PAGESIZE, protection, mmap.MAP_PRIVATE, descriptor, 0)
+    if place == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a file that was last written before this process began."""
+    with suppress(FileNotFoundError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_mtime < process_start() - CLOCK_GRAIN:
+            path.unlink()

@@ -1,0 +1,88 @@
+"""Writes a jitdump of what it loads and runs, in every way the tests ask for.
+
+    dump.py LINKER SCENE
+
+Scenes: `collatz`; `frames`, the same with frame pointers; `reuse`, an earlier function unloaded and
+a later one at its address; `fork`; `kill`.
+"""
+
+import os
+import re
+import signal
+import sys
+
+from jit import Long, Program, initialize, source_ir
+
+import listeners
+
+LOOP = """
+define i64 @{name}(i64 %n) {{
+entry:
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
+  %x = phi i64 [ 1, %entry ], [ %y, %loop ]
+  %y = mul i64 %x, {factor}
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %n
+  br i1 %more, label %loop, label %done
+done:
+  ret i64 %y
+}}
+"""
+ROUNDS = 100_000_000
+
+linker, scene = sys.argv[1:]
+initialize()
+listeners.attach(None, listeners.JITDump())
+program = Program(linker)
+
+
+def load(name: str, factor: int = 3) -> int:
+    (address,) = program.load(LOOP.format(name=name, factor=factor), name)
+    return address
+
+
+def run(address: int, rounds: int = ROUNDS) -> None:
+    Long(address)(rounds)
+
+
+def free() -> None:
+    global program
+    program.unload()
+    program.engine.close()
+    program = Program(linker)
+
+
+if scene in ("collatz", "frames"):
+    text = source_ir()
+    if scene == "frames":
+        text = re.sub(r"^(define .*\))", r'\1 "frame-pointer"="all"', text, flags=re.MULTILINE)
+    _, longest = program.load(text, "steps", "longest")
+    run(longest, 300_000)
+elif scene == "reuse":
+    # Equal code, too, so that only the time tells one from the other.
+    for _ in range(100):
+        earlier = load("earlier")
+        free()
+        if load("later") == earlier:
+            break
+        free()
+    free()
+    assert load("earlier") == earlier
+    run(earlier)
+    free()
+    assert load("later") == earlier
+    run(earlier, 2 * ROUNDS)
+elif scene == "fork":
+    inherited = load("inherited")
+    child = os.fork()
+    run(load("of_parent" if child else "of_child", 5 if child else 7))
+    run(inherited)
+    if child:
+        os.waitpid(child, 0)
+    else:
+        os._exit(0)
+elif scene == "kill":
+    run(load("before_the_end"))
+    os.kill(os.getpid(), signal.SIGKILL)
