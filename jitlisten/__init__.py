@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("run", help="run a program with listeners attached to all its engines")
     doctor = commands.add_parser("doctor", help="say what works on this machine, and why not")
     doctor.add_argument("--json", action="store_true", help="write JSON instead of a table")
+    commands.add_parser("clean", help="remove what ended programs have left for perf")
     options = parser.parse_args(arguments)
 
     if options.version:
@@ -49,5 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .doctor import report
 
         return report(as_json=options.json)
+    if options.command == "clean":
+        from .clean import clean
+
+        return clean()
     parser.print_help()
     return 0

@@ -7,7 +7,8 @@ With `--json`, one object on stdout:
 
     {"works": true,         # gdb or lldb stops in JIT'd code, and perf names it
      "checks": [{"name":    # gdb, lldb, ptrace, perf, perf_event_paranoid, perf_record,
-                            # counters, llvmlite, descriptor, numba, tmp
+                            # counters, llvmlite, descriptor, numba, tmp,
+                            # images
                  "state":   # "ok", "warning": works in part, "missing": does not
                  "detail":  # what was found
                  "remedy":  # what to do about it, empty if there is nothing to do
@@ -16,8 +17,10 @@ With `--json`, one object on stdout:
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
+import logging
 import os
 import re
 import signal
@@ -115,6 +118,7 @@ def _checks() -> Iterator[Check]:
     yield _descriptor(llvmlite, descriptor)
     yield _numba()
     yield _tmp()
+    yield _images()
 
 
 # Debuggers
@@ -274,6 +278,39 @@ def _tmp() -> Check:
         remedy = "make /tmp a writable directory (mode 1777) without others' perf-PID.map files"
         return Check("tmp", "missing", str(error), remedy)
     return Check("tmp", "ok", f"{file.path} can be written")
+
+
+def _images() -> Check:
+    """Whether a file can be mapped over code, which is tried with a function of our own."""
+    name, remedy = "images", "set JITDUMPDIR to a writable directory, not mounted noexec"
+    try:
+        import llvmlite.binding as llvm
+
+        import listeners
+
+        # What cannot be done is logged, and the function is named in a map file, until the end.
+        logging.getLogger("listeners").addHandler(logging.NullHandler())
+        if not (map_file := Path(f"/tmp/perf-{os.getpid()}.map")).exists():
+            atexit.register(map_file.unlink, missing_ok=True)
+        module = llvm.parse_assembly("define void @jitlisten_doctor() { ret void }")
+        machine = llvm.Target.from_default_triple().create_target_machine()
+        with tempfile.TemporaryDirectory(dir=_image_parent()) as directory:
+            images = listeners.CodeImages(directory)
+            with llvm.create_mcjit_compiler(module, machine) as engine:
+                listeners.attach(engine, images)
+                engine.get_function_address("jitlisten_doctor")
+                mapped = f" {directory}/" in Path("/proc/self/maps").read_text()
+    except Exception as error:
+        return Check(name, "warning", " ".join(str(error).split()), remedy)
+    if images.problems or not mapped:
+        return Check(name, "warning", "; ".join(images.problems) or "nothing was mapped", remedy)
+    return Check(name, "ok", "a file was mapped over code")
+
+
+def _image_parent() -> Path:
+    """The nearest directory there is of those that hold the images."""
+    path = Path(os.environ.get("JITDUMPDIR") or Path.home(), ".debug", "jit")
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 
 # How it is found out, and shown

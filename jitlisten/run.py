@@ -34,7 +34,7 @@ def run(arguments: list[str]) -> int:
     options, command = _split(arguments)
     parser = ArgumentParser(
         prog="jitlisten run",
-        usage="jitlisten run [-h] [--gdb | --gdb-all] [--perf-map] [--jitdump]"
+        usage="jitlisten run [-h] [--gdb | --gdb-all] [--perf-map] [--images] [--jitdump]"
         " [--] PROGRAM [ARGUMENT ...]",
         description="Run a program with listeners attached to every llvmlite engine of it and of"
         " the Python programs it starts. Without options: --gdb --perf-map.",
@@ -44,6 +44,9 @@ def run(arguments: list[str]) -> int:
     debuggers.add_argument("--gdb", action="store_true", help="gdb and lldb see the code")
     debuggers.add_argument("--gdb-all", action="store_true", help="gdb 15 sees it, too")
     parser.add_argument("--perf-map", action="store_true", help="perf names it")
+    parser.add_argument(
+        "--images", action="store_true", help="perf knows its lines and callers, too"
+    )
     parser.add_argument(
         "--jitdump", action="store_true", help="perf names it, with lines, after perf inject -j"
     )

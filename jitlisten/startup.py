@@ -37,6 +37,7 @@ LISTENERS: dict[str, tuple[str, dict[str, bool]]] = {
     "gdb": ("GDBRegistration", {}),
     "gdb-all": ("GDBRegistration", {"all": True}),
     "perf-map": ("PerfMap", {}),
+    "images": ("CodeImages", {}),
     "jitdump": ("JITDump", {}),
 }
 """By name in JITLISTEN: a class of `listeners`, and its arguments."""

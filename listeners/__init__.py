@@ -7,6 +7,7 @@ freed. `attach(None, …)` does so for every llvmlite engine of the process, Num
 """
 
 from .attachment import Attachment, attach
+from .codeimages import CodeImages
 from .errors import JITListenerError
 from .events import Function, JITEventListener, Line, LoadedObject, Section
 from .gdb import GDBRegistration
@@ -15,6 +16,7 @@ from .perf import PerfMap
 
 __all__ = [
     "Attachment",
+    "CodeImages",
     "Function",
     "GDBRegistration",
     "JITDump",

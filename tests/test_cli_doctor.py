@@ -29,7 +29,7 @@ DOCTOR = [
 ]
 NAMES = [
     *("gdb", "lldb", "ptrace", "perf", "perf_event_paranoid", "perf_record", "counters"),
-    *("llvmlite", "descriptor", "numba", "tmp"),
+    *("llvmlite", "descriptor", "numba", "tmp", "images"),
 ]
 
 # linux/prctl.h, linux/filter.h, linux/seccomp.h, linux/capability.h

@@ -374,7 +374,7 @@ def test_an_unknown_name_in_the_variable_is_one_line_and_attaches_nothing(
     assert (outcome.returncode, outcome.stdout) == (0, "\n")
     assert outcome.stderr == (
         "jitlisten: nothing is attached: JITLISTEN names perfmap;"
-        " there are gdb, gdb-all, perf-map, jitdump\n"
+        " there are gdb, gdb-all, perf-map, images, jitdump\n"
     )
 
 
