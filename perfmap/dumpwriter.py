@@ -14,7 +14,6 @@ What perf makes of it decides what is written:
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import re
@@ -22,7 +21,6 @@ import struct
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Iterable
 from functools import partial
 from itertools import count
@@ -31,6 +29,7 @@ from pathlib import Path
 from perfmap.callframes import encode
 from perfmap.dumpfile import DumpFile, run_directory
 from perfmap.errors import PerfMapError
+from perfmap.forks import follow_forks
 from perfmap.jitdump import (
     CodeClose,
     CodeLoad,
@@ -45,7 +44,6 @@ from perfmap.turns import Turns
 
 __all__ = ["JITCode", "JITDumpWriter"]
 
-_log = logging.getLogger("perfmap")
 
 _ADDRESS_SPACE = 1 << 64
 _LONGEST_NAME = 4096  # bytes
@@ -80,7 +78,7 @@ class JITDumpWriter:
         self._indices = count(1)
         self._places = Places()
         self._written: set[int] = set()  # hashes of code
-        _writers.add(self)
+        follow_forks(self)
 
     @property
     def path(self) -> Path | None:
@@ -173,7 +171,7 @@ class JITDumpWriter:
             finally:
                 self._file.close()
 
-    def _start_child(self) -> None:
+    def start_child(self) -> None:
         """In a forked child: leave the parent's file, the next `add` makes our own."""
         self._turns.start_child()
         file, self._file = self._file, None
@@ -214,16 +212,3 @@ def _no_operation(number: int) -> bytes:
     if platform.machine() == "x86_64":
         return b"\x0f\x1f\x80" + struct.pack("<I", number)  # nopl number(%rax)
     return struct.pack("<HHHH", number & 0xFFFF, 0, number >> 16, 0)  # udf, udf
-
-
-def _start_children() -> None:
-    for writer in list(_writers):
-        try:
-            writer._start_child()
-        except Exception as error:  # a fork must not fail for the sake of a profile
-            _log.error("code made after the fork has no names in this process: %s", error)
-
-
-_writers: weakref.WeakSet[JITDumpWriter] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_children)

@@ -12,12 +12,10 @@ For whoever makes machine code at run time, with LLVM or without.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import stat
 import sys
-import weakref
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from functools import partial
@@ -26,10 +24,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perfmap.errors import PerfMapError
+from perfmap.forks import follow_forks
 from perfmap.sharedfile import SharedFile
 from perfmap.turns import Turns
-
-_log = logging.getLogger("perfmap")
 
 _ADDRESS_SPACE = 1 << 64
 _LONGEST_NAME = 4096  # bytes; perf keeps a name's length in 16 bits
@@ -149,7 +146,7 @@ class MapFile:
         self._live: dict[int, tuple[int, bytes]] = {}  # end and line, by address
         self._order: list[int] = []  # the addresses of _live, sorted; no two ranges overlap
         self._offsets: dict[int, int] = {}  # of the lines in the file, by address
-        _map_files.add(self)
+        follow_forks(self)
 
     def add(self, address: int, size: int, name: str) -> None:
         """Name the `size` bytes of code at `address`; see `add_all`."""
@@ -221,7 +218,7 @@ class MapFile:
         self._live.clear()
         self._order.clear()
 
-    def _start_child(self) -> None:
+    def start_child(self) -> None:
         """In a forked child: leave the parent's file, name what is inherited in our own."""
         self._turns.start_child()
         self._close_file()
@@ -291,16 +288,3 @@ class MapFile:
 def _map_path(pid: int | None = None) -> Path:
     # The number in the process's own pid namespace: that is where perf looks.
     return Path(f"/tmp/perf-{os.getpid() if pid is None else pid}.map")
-
-
-def _start_children() -> None:
-    for map_file in list(_map_files):
-        try:
-            map_file._start_child()
-        except Exception as error:  # a fork must not fail for the sake of a profile
-            _log.error("code made before the fork has no names in this process: %s", error)
-
-
-_map_files: weakref.WeakSet[MapFile] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_children)

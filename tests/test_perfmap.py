@@ -653,7 +653,7 @@ def test_a_fork_that_cannot_make_its_file_goes_on_and_logs_it() -> None:
 """
     )
     logged, later = run(program).splitlines()
-    assert logged.startswith("perfmap: code made before the fork has no names in this process: ")
+    assert logged.startswith("perfmap: after the fork, code may have no names in this process: ")
     assert later == "function later"
 
 
