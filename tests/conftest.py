@@ -1,6 +1,9 @@
 """What all tests share."""
 
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,25 @@ from jit import LINKERS, Program, initialize
 @pytest.fixture(scope="session", autouse=True)
 def _llvm() -> None:
     initialize()
+
+
+@pytest.fixture(scope="session")
+def _sweeper() -> subprocess.Popen[bytes]:
+    """Lives a moment longer than this process, which may write its map file at its end."""
+    program = str(Path(__file__).with_name("sweeper.py"))
+    command = [sys.executable, "-I", "-S", program, str(os.getpid())]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == b"watching\n"
+    return process
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_map_files_stay(_sweeper: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Removes those that this process or the programs it has started have made in /tmp."""
+    yield
+    assert _sweeper.stdin
+    os.write(_sweeper.stdin.fileno(), b"\n")
 
 
 @pytest.fixture(params=LINKERS)

@@ -27,27 +27,23 @@ COMMAND = [
 ]
 RUN = [*COMMAND, "run"]
 
-# Before anything else, so that it comes last: PerfMap writes when the program ends.
-TIDY = """
-import atexit, os
-from pathlib import Path
-atexit.register(lambda: Path(f"/tmp/perf-{os.getpid()}.map").unlink(missing_ok=True))
-"""
 # What perf names in this process while a function is loaded.
-JITTED = f"""{TIDY}
+JITTED = """
+import os
+from pathlib import Path
 import llvmlite.binding as llvm
 
 llvm.initialize_native_target()
 llvm.initialize_native_asmprinter()
 
 def named(function):
-    module = llvm.parse_assembly(f"define i32 @{{function}}() {{{{ ret i32 42 }}}}")
+    module = llvm.parse_assembly(f"define i32 @{function}() {{ ret i32 42 }}")
     machine = llvm.Target.from_default_triple().create_target_machine()
-    path = Path(f"/tmp/perf-{{os.getpid()}}.map")
+    path = Path(f"/tmp/perf-{os.getpid()}.map")
+    path.unlink(missing_ok=True)  # of an earlier process of this number
     with llvm.create_mcjit_compiler(module, machine) as engine:
         engine.get_function_address(function)
         lines = path.read_text().split("\\n") if path.exists() else []
-    path.unlink(missing_ok=True)  # the end of a multiprocessing child is none for atexit
     return [line.split(" ", 2)[2] for line in lines if line]
 """
 SAY_NAMES = "import jitted; print(*jitted.named('answer'))"
@@ -317,7 +313,7 @@ def test_a_program_that_uses_listeners_itself_has_the_same_ones(
     home: Path, installed: Path
 ) -> None:
     (home / "app.py").write_text(
-        f"{TIDY}import listeners, jitted\n"
+        "import listeners, jitted\n"
         "with listeners.attach(None, listeners.PerfMap()): print(*jitted.named('answer'))"
     )
     assert execute(*RUN, installed, "app.py", cwd=home).stdout == "answer answer\n"

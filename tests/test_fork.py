@@ -36,7 +36,6 @@ assert names() == ["inherited"], names()
 assert registered() == 1
 parent.load("define i64 @of_parent() { ret i64 3 }" , "of_parent")
 assert names() == ["inherited", "of_parent"], names()
-os.remove(f"/tmp/perf-{child}.map")
 """
 
 

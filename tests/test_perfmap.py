@@ -44,20 +44,16 @@ def descriptors() -> int:
 
 def run(program: str, *arguments: str) -> str:
     """What a Python program prints that uses the map file of its own process."""
-    child = subprocess.Popen(
+    done = subprocess.run(
         [sys.executable, "-c", program, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        timeout=60,
+        check=False,
     )
-    try:
-        out, err = child.communicate(timeout=60)
-    finally:
-        child.kill()
-        Path(f"/tmp/perf-{child.pid}.map").unlink(missing_ok=True)
-    assert child.returncode == 0, err
-    return out
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 # What is written
