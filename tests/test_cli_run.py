@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import venv
+from functools import partial
 from pathlib import Path
 
 import llvmlite
@@ -252,6 +253,8 @@ def test_signals_reach_the_program(number: int) -> None:
     with subprocess.Popen(
         [*RUN, sys.executable, "-c", program],
         env=environment(),
+        # A shell without job control has its background jobs, tests among them, ignore SIGINT.
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
