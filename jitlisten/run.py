@@ -1,7 +1,8 @@
 """`jitlisten run`: a program as it is, with listeners attached to every llvmlite engine of it.
 
-Two environment variables do it: JITLISTEN names the listeners, and PYTHONPATH brings every
-Python of the program, whatever environment it belongs to, to `startup` before its first line.
+Two environment variables do it: JITLISTEN names the listeners (and JITLISTEN_TRACE a trace's file),
+and PYTHONPATH brings every Python of the program, whatever environment it belongs to, to `startup`
+before its first line.
 This process then becomes the program, so that all else is as it would be without us.
 """
 
@@ -15,27 +16,29 @@ import signal
 import sys
 from argparse import ArgumentParser
 
-from .startup import VARIABLE
+from .startup import TRACE_VARIABLE, VARIABLE
 
 __all__ = ["run"]
 
 PYTHONPATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pythonpath")
 """A directory that holds a sitecustomize module and nothing else."""
 
-# What a shell gives when a command cannot be executed, and when it cannot be found.
-NOT_EXECUTABLE, NOT_FOUND = 126, 127
+# What a shell gives when a command cannot be executed, and when it cannot be found; what env and
+# the like give when they fail themselves.
+NOT_EXECUTABLE, NOT_FOUND, FAILED = 126, 127, 125
 
 
 def run(arguments: list[str]) -> int:
     """Become the program that `arguments`, those after `jitlisten run`, ask for.
 
-    Returns only if that cannot be executed: 127 if there is none, else 126.
+    Returns only if that cannot be executed: 127 if there is none, else 126; 125 if the file of a
+    trace cannot be written.
     """
     options, command = _split(arguments)
     parser = ArgumentParser(
         prog="jitlisten run",
         usage="jitlisten run [-h] [--gdb | --gdb-all] [--perf-map] [--images] [--jitdump]"
-        " [--] PROGRAM [ARGUMENT ...]",
+        " [--trace FILE] [--] PROGRAM [ARGUMENT ...]",
         description="Run a program with listeners attached to every llvmlite engine of it and of"
         " the Python programs it starts. Without options: --gdb --perf-map.",
         allow_abbrev=False,
@@ -50,11 +53,25 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--jitdump", action="store_true", help="perf names it, with lines, after perf inject -j"
     )
-    chosen = [name for name, given in vars(parser.parse_args(options)).items() if given]
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write a timeline of loads and unloads, for ui.perfetto.dev and chrome://tracing",
+    )
+    given = vars(parser.parse_args(options))
+    chosen = [name for name, value in given.items() if value]
     if not command:
         parser.error("no program is given")
 
     environment = _given_environment()
+    if trace := given["trace"]:
+        environment[TRACE_VARIABLE] = os.path.abspath(trace)
+        try:
+            _empty(trace)
+        except OSError as error:
+            reason = error.strerror or error
+            print(f"jitlisten run: cannot write {trace!r}: {reason}", file=sys.stderr)
+            return FAILED
     environment[VARIABLE] = ",".join(chosen or ["gdb", "perf-map"]).replace("_", "-")
     others = [entry for entry in [environment.get("PYTHONPATH")] if entry]
     environment["PYTHONPATH"] = os.pathsep.join([PYTHONPATH, *others])
@@ -71,13 +88,25 @@ def run(arguments: list[str]) -> int:
     return status
 
 
+def _empty(trace: str) -> None:
+    """Make the file of a trace, or empty that of an earlier one. Raises OSError."""
+    with open(trace, "a+b") as file:
+        file.seek(0)
+        if file.read(1) not in (b"", b"["):
+            raise OSError("it is there, and is not a trace")
+        file.truncate(0)
+
+
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Our options, and the command line of the program."""
-    for index, argument in enumerate(arguments):
+    index = 0
+    while index < len(arguments):
+        argument = arguments[index]
         if argument == "--":
             return arguments[:index], arguments[index + 1 :]
         if not argument.startswith("-"):
             return arguments[:index], arguments[index:]
+        index += 2 if argument == "--trace" else 1
     return arguments, []
 
 

@@ -1,8 +1,8 @@
 """What a Python does at its start when JITLISTEN is set: attach to every llvmlite engine.
 
-JITLISTEN holds names of listeners, as in `JITLISTEN=gdb,perf-map`. `jitlisten run` sets it; it
-may as well be set by hand where jit-listeners is installed, since `jitlisten.pth` in
-site-packages comes here then.
+JITLISTEN holds names of listeners, as in `JITLISTEN=gdb,perf-map`; the file of `trace` is in a
+variable of its own, for it may have any name. `jitlisten run` sets them; they may as well be set by
+hand where jit-listeners is installed, since `jitlisten.pth` in site-packages comes here then.
 
 Nothing of ours is loaded, and nothing but a finder is left behind, until the program imports
 `llvmlite.binding`: listeners are attached before that import returns, and so to every engine.
@@ -30,15 +30,17 @@ if TYPE_CHECKING:
 else:
     Loader = object
 
-__all__ = ["LISTENERS", "VARIABLE", "start"]
+__all__ = ["LISTENERS", "TRACE_VARIABLE", "VARIABLE", "start"]
 
 VARIABLE = "JITLISTEN"
-LISTENERS: dict[str, tuple[str, dict[str, bool]]] = {
+TRACE_VARIABLE = "JITLISTEN_TRACE"
+LISTENERS: dict[str, tuple[str, dict[str, bool | str]]] = {
     "gdb": ("GDBRegistration", {}),
     "gdb-all": ("GDBRegistration", {"all": True}),
     "perf-map": ("PerfMap", {}),
     "images": ("CodeImages", {}),
     "jitdump": ("JITDump", {}),
+    "trace": ("Trace", {"path": os.environ.get(TRACE_VARIABLE, "")}),
 }
 """By name in JITLISTEN: a class of `listeners`, and its arguments."""
 
@@ -63,6 +65,8 @@ def start() -> None:
     unknown = [name for name in names if name not in LISTENERS]
     if unknown:
         _complain(f"{VARIABLE} names {', '.join(unknown)}; there are {', '.join(LISTENERS)}")
+    elif "trace" in names and not os.environ.get(TRACE_VARIABLE):
+        _complain(f"{VARIABLE} names trace: set {TRACE_VARIABLE} to the path of its file")
     elif BINDING in sys.modules:
         _attach(names)
     elif names:

@@ -13,10 +13,13 @@ from .events import Function, JITEventListener, Line, LoadedObject, Section
 from .gdb import GDBRegistration
 from .jitdump import JITDump
 from .perf import PerfMap
+from .timing import EngineCall, Notification
+from .trace import Trace
 
 __all__ = [
     "Attachment",
     "CodeImages",
+    "EngineCall",
     "Function",
     "GDBRegistration",
     "JITDump",
@@ -24,7 +27,9 @@ __all__ = [
     "JITListenerError",
     "Line",
     "LoadedObject",
+    "Notification",
     "PerfMap",
     "Section",
+    "Trace",
     "attach",
 ]

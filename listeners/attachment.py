@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from time import monotonic_ns
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ import llvmlite.binding as llvm
 from .engines.llvmlite import engines
 from .errors import JITListenerError
 from .events import JITEventListener, LoadedObject
+from .timing import EngineCall, call_under_way, watchers
 
 __all__ = ["Attachment", "attach"]
 
@@ -29,7 +31,14 @@ def attach(engine: Any | None, *listeners: JITEventListener) -> Attachment:
     cannot be heard.
     """
     attachment = Attachment(*listeners)
-    engines.subscribe(attachment, None if engine is None else _llvmlite_engine(engine))
+    heard = None if engine is None else _llvmlite_engine(engine)
+    if attachment.asking:
+        watchers.append(attachment)
+    try:
+        engines.subscribe(attachment, heard)
+    except BaseException:
+        attachment.end()
+        raise
     return attachment
 
 
@@ -46,6 +55,9 @@ class Attachment:
         self._objects: dict[int, LoadedObject] = {}
         self._attached = True
         self._reported: set[int] = set()
+        base = JITEventListener.notify_time_spent
+        self.asking = [one for one in listeners if type(one).notify_time_spent is not base]
+        """Those that want to know what time is spent."""
 
     @property
     def objects(self) -> tuple[LoadedObject, ...]:
@@ -57,7 +69,7 @@ class Attachment:
         no listener keeps code that is gone."""
         self._attached = False
         if not self._objects:
-            engines.unsubscribe(self)
+            self.end()
 
     def __enter__(self) -> Attachment:
         return self
@@ -70,6 +82,12 @@ class Attachment:
     ) -> None:
         self.detach()
 
+    def end(self) -> None:
+        """For the engine: there is nothing more to hear."""
+        engines.unsubscribe(self)
+        if self in watchers:
+            watchers.remove(self)
+
     # From the engine
 
     def loaded(self, obj: LoadedObject) -> None:
@@ -77,29 +95,46 @@ class Attachment:
         if not self._attached or obj.key in self._objects:
             return
         self._objects[obj.key] = obj
+        call = call_under_way()
         for listener in self.listeners:
+            start = monotonic_ns() if call else 0
             try:
                 listener.notify_object_loaded(obj)
             except Exception:
                 self._report(listener, "notify_object_loaded", obj)
+            if call:
+                call.note(listener, obj, start)
 
     def freeing(self, obj: LoadedObject) -> None:
         """For the engine: `obj` is about to be freed."""
         if self._objects.pop(obj.key, None) is None:
             return
+        call = call_under_way()
         with ExitStack() as stack:  # all are told, the last first, also where one is interrupted
             for listener in self.listeners:
-                stack.callback(self._tell_freeing, listener, obj)
+                stack.callback(self._tell_freeing, listener, obj, call)
         if not self._attached and not self._objects:
-            engines.unsubscribe(self)
+            self.end()
 
-    def _tell_freeing(self, listener: JITEventListener, obj: LoadedObject) -> None:
+    def tell_time(self, listener: JITEventListener, call: EngineCall) -> None:
+        """For the engine: `call`, in which objects came or went, is over."""
+        try:
+            listener.notify_time_spent(call)
+        except Exception:
+            self._report(listener, "notify_time_spent", call)
+
+    def _tell_freeing(
+        self, listener: JITEventListener, obj: LoadedObject, call: EngineCall | None
+    ) -> None:
+        start = monotonic_ns() if call else 0
         try:
             listener.notify_freeing_object(obj)
         except Exception:
             self._report(listener, "notify_freeing_object", obj)
+        if call:
+            call.note(listener, obj, start)
 
-    def _report(self, listener: JITEventListener, method: str, obj: LoadedObject) -> None:
+    def _report(self, listener: JITEventListener, method: str, argument: object) -> None:
         """Log the error being handled, the first of each listener."""
         if id(listener) not in self._reported:
             self._reported.add(id(listener))
@@ -107,7 +142,7 @@ class Attachment:
                 "%s.%s failed for %r; this listener's further errors are not reported",
                 type(listener).__name__,
                 method,
-                obj,
+                argument,
             )
 
 

@@ -21,6 +21,7 @@ from .objectfile import SHF_ALLOC, ObjectFile
 if TYPE_CHECKING:
     import gdbjit
 
+    from .timing import EngineCall
 
 __all__ = ["EventSink", "Function", "JITEventListener", "Line", "LoadedObject", "Section"]
 
@@ -209,7 +210,7 @@ class LoadedObject:
 class JITEventListener:
     """Base of all listeners; LLVM's own names.
 
-    Both methods are called while the engine's lock is held, by the thread that loads or frees:
+    The methods are called while the engine's lock is held, by the thread that loads or frees:
     be brief, and do not wait for another thread that uses LLVM. What they raise is reported
     through `logging`, once a listener, and disturbs nobody.
     """
@@ -219,6 +220,10 @@ class JITEventListener:
 
     def notify_freeing_object(self, obj: LoadedObject) -> None:
         """`obj` is about to be freed."""
+
+    def notify_time_spent(self, call: EngineCall) -> None:
+        """`call`, in which objects were loaded or freed, is over. Of all engines that tell their
+        times and of all listeners, which are measured only where this method is overridden."""
 
 
 class EventSink(Protocol):

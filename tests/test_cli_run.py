@@ -52,7 +52,7 @@ SAY_NAMES = "import jitted; print(*jitted.named('answer'))"
 
 def environment(**variables: str) -> dict[str, str]:
     """The environment of the tests without what this is about."""
-    ours = {"PYTHONPATH", "JITLISTEN"}
+    ours = {"PYTHONPATH", "JITLISTEN", "JITLISTEN_TRACE"}
     return {name: value for name, value in os.environ.items() if name not in ours} | variables
 
 
@@ -358,7 +358,16 @@ def test_a_command_that_cannot_be_run_is_one_line_and_a_shells_status(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--gdb"], ["--"], ["--perf", "true"], ["--gdb", "--gdb-all", "true"]]
+    "arguments",
+    [
+        [],
+        ["--gdb"],
+        ["--"],
+        ["--perf", "true"],
+        ["--gdb", "--gdb-all", "true"],
+        ["--trace"],
+        ["--trace", "file"],
+    ],
 )
 def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
     outcome = execute(*RUN, *arguments)
@@ -373,7 +382,7 @@ def test_an_unknown_name_in_the_variable_is_one_line_and_attaches_nothing(
     assert (outcome.returncode, outcome.stdout) == (0, "\n")
     assert outcome.stderr == (
         "jitlisten: nothing is attached: JITLISTEN names perfmap;"
-        " there are gdb, gdb-all, perf-map, images, jitdump\n"
+        " there are gdb, gdb-all, perf-map, images, jitdump, trace\n"
     )
 
 

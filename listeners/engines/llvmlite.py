@@ -25,6 +25,7 @@ import gdbjit
 from ..errors import JITListenerError
 from ..events import EventSink, LoadedObject
 from ..objectfile import ObjectFile
+from ..timing import call_under_way, engine_call, watchers
 from . import jitlink
 from .calls import address_of, around, lock
 from .llvmdescriptor import LLVMDescriptor, find_descriptor
@@ -56,17 +57,18 @@ class Engines:
         around("LLVMPY_DisposeTargetMachine", self._dispose_target_machine)
         around("LLVMPY_CreateMCJITCompiler", self._create_mcjit)
         around("LLVMPY_MCJITAddObjectFile", self._add_object_file)
-        around("LLVMPY_FinalizeObject", self._finalize)
-        around("LLVMPY_RunStaticConstructors", self._finalize)
-        around("LLVMPY_RunStaticDestructors", self._finalize)
+        around("LLVMPY_FinalizeObject", self._timed("finalize", self._finalize))
+        around("LLVMPY_RunStaticConstructors", self._timed("finalize", self._finalize))
+        around("LLVMPY_RunStaticDestructors", self._timed("finalize", self._finalize))
         around("LLVMPY_GetFunctionAddress", self._address)
         around("LLVMPY_GetGlobalValueAddress", self._address)
-        around("LLVMPY_DisposeExecutionEngine", self._dispose_mcjit)
+        around("LLVMPY_DisposeExecutionEngine", self._timed("close", self._dispose_mcjit))
         around("LLVMPY_CreateLLJITCompiler", self._create_lljit)
-        around("LLVMPY_LLJIT_Link", self._link)
-        around("LLVMPY_LLJITLookup", self._look_up)
-        around("LLVMPY_LLJIT_Dylib_Tracker_Dispose", self._dispose_tracker)
-        around("LLVMPY_LLJITDispose", self._dispose_lljit)
+        around("LLVMPY_LLJIT_Link", self._timed("link", self._link))
+        around("LLVMPY_LLJITLookup", self._timed("look up", self._look_up))
+        dispose_tracker = self._timed("unload", self._dispose_tracker)
+        around("LLVMPY_LLJIT_Dylib_Tracker_Dispose", dispose_tracker)
+        around("LLVMPY_LLJITDispose", self._timed("close", self._dispose_lljit))
 
     # Who listens
 
@@ -85,11 +87,29 @@ class Engines:
                 self._settle(heard, engine)
                 if heard.uses_jitlink and heard.target is None:
                     self._report_unheard(heard, [jitlink.UNKNOWN_TARGET])
-            self._objects.subscribe(sink, heard)
+            with engine_call("attach"):
+                self._objects.subscribe(sink, heard)
 
     def unsubscribe(self, sink: EventSink) -> None:
         with lock:
             self._objects.unsubscribe(sink)
+
+    def _timed(self, action: str, replacement: Callable[..., Any]) -> Callable[..., Any]:
+        """`replacement`, its time measured if anybody asks."""
+
+        def run(call: Callable[..., Any], handle: Any, *arguments: Any) -> Any:
+            if not watchers:
+                return replacement(call, handle, *arguments)
+            with engine_call(f"{self._kind(handle)}: {action}"):
+                return replacement(call, handle, *arguments)
+
+        return run
+
+    def _kind(self, handle: Any) -> str:
+        """What sort of engine a handle of llvmlite's is of, or a tracker is."""
+        address = address_of(handle)
+        engine = self._engines.get(address) or self._trackers.get(address, (None, b""))[0]
+        return engine.kind if engine else "llvmlite"
 
     # Calls that make an engine
 
@@ -114,7 +134,7 @@ class Engines:
     ) -> Any:
         handle = call(machine, suppress, uses_jitlink, error)
         if handle:
-            engine = Engine(made_here=True, uses_jitlink=bool(uses_jitlink))
+            engine = Engine(made_here=True, is_lljit=True, uses_jitlink=bool(uses_jitlink))
             if uses_jitlink and machine is None:
                 engine.target = TargetOptions.of_host()
             elif uses_jitlink and (arguments := self._targets.get(address_of(machine))):
@@ -132,6 +152,9 @@ class Engines:
 
     def _address(self, call: Callable[..., Any], handle: Any, name: bytes) -> Any:
         # Mostly this loads nothing: no detours before that is known.
+        if watchers and not call_under_way():
+            with engine_call(f"{self._kind(handle)}: address"):
+                return self._address(call, handle, name)
         descriptor = self._descriptor or self._search()
         address = call(handle, name)
         if descriptor and (descriptor.words[2] != self._newest or self._objects.waiting):
@@ -269,7 +292,8 @@ class Engines:
         address = address_of(handle)
         engine = self._engines.get(address)
         if engine is None:
-            engine = Engine(made_here=False, uses_jitlink=None if is_lljit else False)
+            linker = None if is_lljit else False
+            engine = Engine(made_here=False, is_lljit=is_lljit, uses_jitlink=linker)
             self._engines[address] = engine
         return engine
 

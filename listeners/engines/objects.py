@@ -53,6 +53,7 @@ class Engine:
 
     made_here: bool
     """Whether it was made after this module was imported; else much of it is not known."""
+    is_lljit: bool = False
     uses_jitlink: bool | None = False
     """None if that is not known yet."""
     target: TargetOptions | None = None
@@ -67,6 +68,15 @@ class Engine:
     trackers: int = 0
     """An LLJIT lives until it is closed and the last of its trackers is, too."""
     closed: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What to call it to people."""
+        if not self.is_lljit:
+            return "MCJIT"
+        if self.uses_jitlink is None:
+            return "LLJIT"
+        return f"LLJIT over {'JITLink' if self.uses_jitlink else 'RuntimeDyld'}"
 
 
 class Objects:
