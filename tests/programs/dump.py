@@ -11,25 +11,10 @@ import re
 import signal
 import sys
 
-from jit import Long, Program, initialize, source_ir
+from jit import Long, Program, initialize, loop_ir, source_ir
 
 import listeners
 
-LOOP = """
-define i64 @{name}(i64 %n) {{
-entry:
-  br label %loop
-loop:
-  %i = phi i64 [ 0, %entry ], [ %next, %loop ]
-  %x = phi i64 [ 1, %entry ], [ %y, %loop ]
-  %y = mul i64 %x, {factor}
-  %next = add i64 %i, 1
-  %more = icmp slt i64 %next, %n
-  br i1 %more, label %loop, label %done
-done:
-  ret i64 %y
-}}
-"""
 ROUNDS = 100_000_000
 
 linker, scene = sys.argv[1:]
@@ -39,7 +24,7 @@ program = Program(linker)
 
 
 def load(name: str, factor: int = 3) -> int:
-    (address,) = program.load(LOOP.format(name=name, factor=factor), name)
+    (address,) = program.load(loop_ir(name, factor), name)
     return address
 
 

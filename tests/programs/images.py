@@ -15,31 +15,12 @@ import sys
 import threading
 import time
 
-from jit import Long, Program, initialize, source_ir
+from jit import Long, Program, initialize, loop_ir, source_ir
 
 import listeners
 from listeners.engines.calls import lock
 
 CALLS = 100_000
-
-
-def loop_ir(name: str, factor: int = 3) -> str:
-    """A function that multiplies by `factor` n times."""
-    return f"""
-    define i64 @{name}(i64 %n) {{
-    entry:
-      br label %loop
-    loop:
-      %i = phi i64 [ 0, %entry ], [ %next, %loop ]
-      %x = phi i64 [ 1, %entry ], [ %y, %loop ]
-      %y = mul i64 %x, {factor}
-      %next = add i64 %i, 1
-      %more = icmp slt i64 %next, %n
-      br i1 %more, label %loop, label %done
-    done:
-      ret i64 %y
-    }}
-    """
 
 
 def numba_longest():

@@ -37,6 +37,25 @@ def source_ir(debug: bool = True) -> str:
     return text
 
 
+def loop_ir(name: str, factor: int = 3) -> str:
+    """The IR of a function that gives `factor` to the power of n, in n turns of a loop."""
+    return f"""
+    define i64 @{name}(i64 %n) {{
+    entry:
+      br label %loop
+    loop:
+      %i = phi i64 [ 0, %entry ], [ %next, %loop ]
+      %x = phi i64 [ 1, %entry ], [ %y, %loop ]
+      %y = mul i64 %x, {factor}
+      %next = add i64 %i, 1
+      %more = icmp slt i64 %next, %n
+      br i1 %more, label %loop, label %done
+    done:
+      ret i64 %y
+    }}
+    """
+
+
 def target_machine(small: bool = False, opt: int = 0) -> llvm.TargetMachine:
     """One of the default code model, or of the small one with position-independent code."""
     model = {"codemodel": "small", "reloc": "pic"} if small else {}

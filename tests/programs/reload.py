@@ -7,7 +7,7 @@ With --free the second one is freed, too, before the program ends.
 
 import sys
 
-from jit import Long, Program, initialize
+from jit import Long, Program, initialize, loop_ir
 
 import listeners
 
@@ -17,24 +17,9 @@ tools = listeners.GDBRegistration(), listeners.PerfMap()
 
 
 def load(name: str) -> tuple[Program, int]:
-    text = f"""
-    define i64 @{name}(i64 %n) {{
-    entry:
-      br label %loop
-    loop:
-      %i = phi i64 [ 0, %entry ], [ %next, %loop ]
-      %x = phi i64 [ 1, %entry ], [ %y, %loop ]
-      %y = mul i64 %x, 3
-      %next = add i64 %i, 1
-      %more = icmp slt i64 %next, %n
-      br i1 %more, label %loop, label %done
-    done:
-      ret i64 %y
-    }}
-    """
     program = Program(linker)
     listeners.attach(program.engine, *tools)
-    (address,) = program.load(text, name)
+    (address,) = program.load(loop_ir(name), name)
     return program, address
 
 
