@@ -17,6 +17,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from heard import function
 from jit import LINKERS, Program, source_ir
 from tools import run
 
@@ -31,10 +32,6 @@ import listeners
 from jit import LINKERS, Long, Program, initialize, source_ir
 initialize()
 """
-
-
-def function(name: str) -> str:
-    return f'define i64 @"{name}"() {{ ret i64 1 }}'
 
 
 def read(path: Path) -> list[Event]:
