@@ -16,21 +16,12 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 import pytest
+from targets import llvm_descriptor, native_image
 
 import gdbjit
-from gdbjit import elf
 from gdbjit.layout import NOACTION, CodeDescriptor, CodeEntry
-from gdbjit.library import build
 
-llvm.initialize_native_target()
-llvm.initialize_native_asmprinter()
-
-IMAGE = build(elf.native()[0].machine)
-
-
-def llvm_descriptor() -> gdbjit.Descriptor:
-    (found,) = (d for d in gdbjit.descriptors() if d.library.endswith("/libllvmlite.so"))
-    return found
+IMAGE = native_image()
 
 
 def engine(name: str) -> llvm.ExecutionEngine:
