@@ -12,6 +12,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "program
 
 from jit import LINKERS, Program, initialize
 
+from perfmap import MapFile
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _llvm() -> None:
@@ -47,3 +49,15 @@ def linker(request: pytest.FixtureRequest) -> str:
 def program(linker: str) -> Program:
     """An engine of that kind with nothing loaded."""
     return Program(linker)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a map file may be made."""
+    return tmp_path / "perf.map"
+
+
+@pytest.fixture
+def map_file(path: Path) -> Iterator[MapFile]:
+    with MapFile(path=path) as file:
+        yield file
