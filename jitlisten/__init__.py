@@ -26,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .run import run
 
         return run(arguments[1:])
+    if arguments[:1] == ["record"]:
+        from .record import record
+
+        return record(arguments[1:])
 
     from argparse import ArgumentParser
 
@@ -36,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command")
     commands.add_parser("run", help="run a program with listeners attached to all its engines")
+    commands.add_parser("record", help="record a program with perf, JIT'd code in full")
     doctor = commands.add_parser("doctor", help="say what works on this machine, and why not")
     doctor.add_argument("--json", action="store_true", help="write JSON instead of a table")
     commands.add_parser("clean", help="remove what ended programs have left for perf")

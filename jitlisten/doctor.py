@@ -8,7 +8,7 @@ With `--json`, one object on stdout:
     {"works": true,         # gdb or lldb stops in JIT'd code, and perf names it
      "checks": [{"name":    # gdb, lldb, ptrace, perf, perf_event_paranoid, perf_record,
                             # counters, llvmlite, descriptor, numba, tmp,
-                            # images
+                            # images, jitdump
                  "state":   # "ok", "warning": works in part, "missing": does not
                  "detail":  # what was found
                  "remedy":  # what to do about it, empty if there is nothing to do
@@ -34,9 +34,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import llvmlite.binding as llvm
+
     import gdbjit
 
-__all__ = ["Check", "report", "works"]
+__all__ = [
+    "PERF_REMEDY",
+    "Check",
+    "counters",
+    "first_line",
+    "images",
+    "jitdump",
+    "map_file",
+    "may_sample_kernel",
+    "report",
+    "works",
+]
 
 TIMEOUT = 30  # seconds, for any one program
 PYTHON = (sys.executable, "-I", "-S", "-c")
@@ -113,12 +126,13 @@ def _checks() -> Iterator[Check]:
         yield Check("counters", "missing", "there is no perf")
     else:
         yield _perf_record()
-        yield _counters()
+        yield counters()
     yield llvmlite
     yield _descriptor(llvmlite, descriptor)
     yield _numba()
-    yield _tmp()
-    yield _images()
+    yield map_file()
+    yield images()
+    yield jitdump()
 
 
 # Debuggers
@@ -181,9 +195,7 @@ def _perf_event_paranoid() -> Check:
     value = _setting("/proc/sys/kernel/perf_event_paranoid")
     if value is None:
         return Check(name, "missing", "this kernel has no perf events")
-    status = Path("/proc/self/status").read_text()
-    capabilities = int(re.findall(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)[0], 16)
-    if capabilities & (1 << CAP_PERFMON | 1 << CAP_SYS_ADMIN):
+    if _may_sample_everything():
         return Check(name, "ok", f"{value}, and this user has the right to sample everything")
     if int(value) <= 2:
         what = "user space" if int(value) == 2 else "user space and kernel"
@@ -192,17 +204,30 @@ def _perf_event_paranoid() -> Check:
     return Check(name, "warning", f"{value}: where it is heeded, only root may sample", PERF_REMEDY)
 
 
+def _may_sample_everything() -> bool:
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(re.findall(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)[0], 16)
+    return bool(capabilities & (1 << CAP_PERFMON | 1 << CAP_SYS_ADMIN))
+
+
+def may_sample_kernel() -> bool:
+    """Whether this user's recordings have what happens in the kernel."""
+    value = _setting("/proc/sys/kernel/perf_event_paranoid")
+    return _may_sample_everything() or (value is not None and int(value) < 2)
+
+
 def _perf_record() -> Check:
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory, "perf.data")
         options = ("--quiet", "--no-buildid-cache", "--event=cpu-clock", f"--output={data}")
         outcome = _run("perf", "record", *options, "--", *DO_NOTHING)
     if outcome.returncode:
-        return Check("perf_record", "missing", _first_line(outcome.stderr), PERF_REMEDY)
+        return Check("perf_record", "missing", first_line(outcome.stderr), PERF_REMEDY)
     return Check("perf_record", "ok", "records with -e cpu-clock")
 
 
-def _counters() -> Check:
+def counters() -> Check:
+    """Whether the processor's cycles are counted here."""
     outcome = _run("perf", "stat", "-x,", "-e", "cycles:u", "--", *DO_NOTHING)
     if re.search(r"^\d+,", outcome.stderr, re.MULTILINE):
         return Check("counters", "ok", "hardware counts cycles")
@@ -221,21 +246,13 @@ def _llvmlite() -> tuple[Check, gdbjit.Descriptor | None]:
     """Whether its engines are heard, and its descriptor if debuggers see it."""
     name, remedy = "llvmlite", "pip install --force-reinstall llvmlite jit-listeners"
     try:
-        import llvmlite.binding as llvm
         from llvmlite.binding import ffi
 
         import gdbjit
         import listeners
 
         version = metadata.version("llvmlite")
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        machine = llvm.Target.from_default_triple().create_target_machine()
-        module = llvm.parse_assembly("define void @jitlisten_doctor() { ret void }")
-        with (
-            listeners.attach(None) as attachment,
-            llvm.create_mcjit_compiler(module, machine) as engine,
-        ):
+        with listeners.attach(None) as attachment, _engine() as engine:
             address = engine.get_function_address("jitlisten_doctor")
             heard = any(obj.function_at(address) for obj in attachment.objects)
         library = Path(ffi.lib._name)
@@ -246,6 +263,17 @@ def _llvmlite() -> tuple[Check, gdbjit.Descriptor | None]:
     if not heard:
         return Check(name, "missing", f"{version}: an engine was not heard", remedy), None
     return Check(name, "ok", f"{version}: an engine was heard"), shown[0] if shown else None
+
+
+def _engine() -> llvm.ExecutionEngine:
+    """An engine with one function, `jitlisten_doctor`."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    module = llvm.parse_assembly("define void @jitlisten_doctor() { ret void }")
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    return llvm.create_mcjit_compiler(module, machine)
 
 
 def _descriptor(llvmlite: Check, descriptor: gdbjit.Descriptor | None) -> Check:
@@ -267,7 +295,8 @@ def _numba() -> Check:
         return Check("numba", "ok", "not installed, nor needed")
 
 
-def _tmp() -> Check:
+def map_file() -> Check:
+    """Whether perf's map file can be written."""
     from perfmap import MapFile, PerfMapError
 
     try:
@@ -280,23 +309,19 @@ def _tmp() -> Check:
     return Check("tmp", "ok", f"{file.path} can be written")
 
 
-def _images() -> Check:
+def images() -> Check:
     """Whether a file can be mapped over code, which is tried with a function of our own."""
     name, remedy = "images", "set JITDUMPDIR to a writable directory, not mounted noexec"
     try:
-        import llvmlite.binding as llvm
-
         import listeners
 
         # What cannot be done is logged, and the function is named in a map file, until the end.
         logging.getLogger("listeners").addHandler(logging.NullHandler())
         if not (map_file := Path(f"/tmp/perf-{os.getpid()}.map")).exists():
             atexit.register(map_file.unlink, missing_ok=True)
-        module = llvm.parse_assembly("define void @jitlisten_doctor() { ret void }")
-        machine = llvm.Target.from_default_triple().create_target_machine()
         with tempfile.TemporaryDirectory(dir=_image_parent()) as directory:
             images = listeners.CodeImages(directory)
-            with llvm.create_mcjit_compiler(module, machine) as engine:
+            with _engine() as engine:
                 listeners.attach(engine, images)
                 engine.get_function_address("jitlisten_doctor")
                 mapped = f" {directory}/" in Path("/proc/self/maps").read_text()
@@ -305,6 +330,20 @@ def _images() -> Check:
     if images.problems or not mapped:
         return Check(name, "warning", "; ".join(images.problems) or "nothing was mapped", remedy)
     return Check(name, "ok", "a file was mapped over code")
+
+
+def jitdump() -> Check:
+    """Whether a dump can be written where they are, and mapped executable."""
+    from perfmap import PerfMapError
+    from perfmap.dumpfile import DumpFile
+
+    name, remedy = "jitdump", "set JITDUMPDIR to a writable directory, not mounted noexec"
+    try:
+        with tempfile.TemporaryDirectory(dir=_image_parent()) as directory:
+            DumpFile(Path(directory, "jit-0.dump"), b"").close()
+    except (PerfMapError, OSError) as error:
+        return Check(name, "warning", str(error), remedy)
+    return Check(name, "ok", "a dump can be written and mapped")
 
 
 def _image_parent() -> Path:
@@ -340,11 +379,12 @@ def _version(program: str, pattern: str, package: str = "") -> re.Match[str] | C
     outcome = _run(program, "--version")
     if match := re.search(pattern, outcome.stdout, re.MULTILINE):
         return match
-    problem = _first_line(outcome.stderr) or f"its version is not known: {outcome.stdout[:80]!r}"
+    problem = first_line(outcome.stderr) or f"its version is not known: {outcome.stdout[:80]!r}"
     return Check(program, "missing", problem, f"apt-get install {package or program}")
 
 
-def _first_line(message: str) -> str:
+def first_line(message: str) -> str:
+    """What a program says is wrong."""
     lines = [line.strip() for line in message.splitlines()]
     return next((line for line in lines if line and line != "Error:"), "")
 

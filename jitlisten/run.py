@@ -18,7 +18,7 @@ from argparse import ArgumentParser
 
 from .startup import TRACE_VARIABLE, VARIABLE
 
-__all__ = ["run"]
+__all__ = ["become", "listening", "run"]
 
 PYTHONPATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pythonpath")
 """A directory that holds a sitecustomize module and nothing else."""
@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
     if not command:
         parser.error("no program is given")
 
-    environment = _given_environment()
+    environment = listening([name.replace("_", "-") for name in chosen or ["gdb", "perf-map"]])
     if trace := given["trace"]:
         environment[TRACE_VARIABLE] = os.path.abspath(trace)
         try:
@@ -72,9 +72,23 @@ def run(arguments: list[str]) -> int:
             reason = error.strerror or error
             print(f"jitlisten run: cannot write {trace!r}: {reason}", file=sys.stderr)
             return FAILED
-    environment[VARIABLE] = ",".join(chosen or ["gdb", "perf-map"]).replace("_", "-")
+    return become("run", command, environment)
+
+
+def listening(names: list[str]) -> dict[str, str]:
+    """The environment of a program that every listener of `names` is to be attached to."""
+    environment = _given_environment()
+    environment[VARIABLE] = ",".join(names)
     others = [entry for entry in [environment.get("PYTHONPATH")] if entry]
     environment["PYTHONPATH"] = os.pathsep.join([PYTHONPATH, *others])
+    return environment
+
+
+def become(name: str, command: list[str], environment: dict[str, str]) -> int:
+    """Become a program, for our command `name`.
+
+    Returns only if it cannot be executed: the status that a shell gives.
+    """
     # Python ignores these two, and a program would inherit that.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -84,7 +98,7 @@ def run(arguments: list[str]) -> int:
         status, problem = NOT_FOUND, error.strerror
     except OSError as error:
         status, problem = NOT_EXECUTABLE, error.strerror
-    print(f"jitlisten run: cannot run {command[0]!r}: {problem}", file=sys.stderr)
+    print(f"jitlisten {name}: cannot run {command[0]!r}: {problem}", file=sys.stderr)
     return status
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from denied import deny, libc
 from tools import run, tool
 
 import jitlisten
@@ -29,19 +28,12 @@ DOCTOR = [
 ]
 NAMES = [
     *("gdb", "lldb", "ptrace", "perf", "perf_event_paranoid", "perf_record", "counters"),
-    *("llvmlite", "descriptor", "numba", "tmp", "images"),
+    *("llvmlite", "descriptor", "numba", "tmp", "images", "jitdump"),
 ]
 
-# linux/prctl.h, linux/filter.h, linux/seccomp.h, linux/capability.h
-PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, FILTER = 22, 24, 38, 2
-LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
-ALLOW, EPERM = 0x7FFF0000, 0x00050001
-CAP_SYS_ADMIN, CAP_PERFMON = 21, 38
-SYSTEM_CALLS = {"x86_64": {"ptrace": 101, "perf_event_open": 298}}.get(
-    os.uname().machine, {"ptrace": 117, "perf_event_open": 241}
-)
+CAP_SYS_ADMIN, CAP_PERFMON = 21, 38  # linux/capability.h
+PR_CAPBSET_DROP = 24  # linux/prctl.h
 PTRACE_SEIZE = 0x4206
-libc = ctypes.CDLL(None)
 
 
 def doctor(
@@ -70,24 +62,6 @@ def programs(tmp_path: Path) -> Path:
     for name in ("gdb", "lldb", "perf"):
         (tmp_path / name).symlink_to(tool(name))
     return tmp_path
-
-
-def deny(system_call: str, request: int | None = None) -> Callable[[], None]:
-    """Let a system call fail with EPERM, as in a container; or only with that first argument."""
-    # struct seccomp_data: the number is at 0, the first argument at 16.
-    program = [(RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)]
-    if request is not None:
-        program[:0] = [(LOAD, 0, 0, 16), (JUMP_IF_EQUAL, 0, 1, request)]
-    program[:0] = [(LOAD, 0, 0, 0), (JUMP_IF_EQUAL, 0, len(program) - 1, SYSTEM_CALLS[system_call])]
-    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
-
-    def install() -> None:
-        head = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
-        libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        if libc.prctl(PR_SET_SECCOMP, FILTER, head):
-            raise OSError("no seccomp filter")
-
-    return install
 
 
 def test_what_is_here_works() -> None:

@@ -1,0 +1,387 @@
+"""`jitlisten record`: from an unchanged program to a profile, with one command.
+
+The program is our child, and perf looks on from a session of its own: so the terminal's Ctrl-C is
+for the program alone, which ends as it always does, and perf records to the last instruction. perf
+says through its control pipe when it is ready, and is told there when all is over.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import NoReturn
+
+from listeners.errors import JITListenerError
+
+from . import doctor
+from .perftool import perf_tool
+from .run import NOT_EXECUTABLE, NOT_FOUND, become, listening
+
+__all__ = ["record"]
+
+USAGE = "jitlisten record [-h] [PERF_OPTION ...] -- PROGRAM [ARGUMENT ...]"
+TIMEOUT = 60  # seconds, for perf to begin
+
+SHORT_WITH_VALUE = "CDFGcejkmoprtu"
+"""Short options of `perf record` that take a value, which may be the next word."""
+LONG = {"output": "o", "event": "e", "count": "c", "freq": "F", "clockid": "k"}
+LONG |= {
+    "call-graph": "g",
+    "no-call-graph": "g",
+    "all-cpus": "a",
+    "cpu": "C",
+    "pid": "p",
+    "tid": "t",
+    "uid": "u",
+}
+TARGETS = "aCptu"
+
+MONOTONIC = ("mono", "monotonic", "CLOCK_MONOTONIC", "1")
+
+PYTHON_NAMES = ("PYTHONPERFSUPPORT", "PYTHON_PERF_JIT_SUPPORT")
+"""Variables for Python's names: in the map file (3.12); in a dump, with call frames (3.13)."""
+DUMP_NAME = re.compile(rb"/[^\0]*/jit-\d+\.dump(?=\0)")
+FROM_KERNEL = 0x80  # SI_KERNEL of asm-generic/siginfo.h: the terminal's signals
+PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
+
+
+def record(arguments: list[str]) -> int:
+    """Record the program that `arguments`, those after `jitlisten record`, ask for.
+
+    Gives the program's exit status; if there is no recording and it succeeded, 1. A signal that
+    ends the program ends this process.
+    """
+    options, command = _split(arguments)
+    parser = ArgumentParser(
+        prog="jitlisten record",
+        usage=USAGE,
+        description="Record a program with perf: the code that llvmlite's engines load has names,"
+        " lines and callers, and Python's functions (3.12 or newer) have names. The profile is"
+        " perf.data, or the FILE of -o FILE. Options are those of perf record, and come before"
+        " what is chosen here: event, frequency, call graph.",
+        add_help=False,
+    )
+    if {"-h", "--help"} & set(options):
+        parser.print_help()
+        return 0
+    if not command:
+        parser.error("no program is given, or no -- before it")
+    given = _given(options)
+    output = Path(given.get("o") or "perf.data")
+    if str(output) == "-":
+        parser.error("the profile has to be a file")
+    if shutil.which(command[0]) is None:
+        there = os.path.lexists(command[0])
+        _say(f"cannot run {command[0]!r}: {'Permission denied' if there else 'No such file'}")
+        return NOT_EXECUTABLE if there else NOT_FOUND
+    try:
+        return _record(perf_tool(), options, given, output, command)
+    except JITListenerError as error:
+        _say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        _die(signal.SIGINT)
+
+
+def _record(
+    perf: str, options: list[str], given: dict[str, str], output: Path, command: list[str]
+) -> int:
+    with _Program(command) as program:
+        # The clock of a dump's times; with another one it cannot be injected.
+        dumps = given.get("k", "mono") in MONOTONIC
+        listener = _choose_listener(dumps)
+        dumps = dumps and listener != "perf-map"  # which counts no more after perf inject
+        with _Perf(perf, [*_chosen(given, program.pid), *options]) as recorder:
+            with _signals_blocked():
+                recorder.wait_until_ready()
+                program.begin(listener, PYTHON_NAMES if dumps else PYTHON_NAMES[:1])
+                ended = program.wait()
+            problem = recorder.stop()
+    if problem is None:
+        try:
+            if dumps:
+                _name_dumped(perf, output)
+            argument = "" if output == Path("perf.data") else f" {output}"
+            _say(f"the profile is {output}: jitlisten report{argument}")
+        except (JITListenerError, OSError, ValueError) as error:  # it may be empty
+            problem = str(error)
+    if problem is not None:
+        _say(problem)
+    if os.WIFSIGNALED(ended):
+        _die(os.WTERMSIG(ended))
+    return os.WEXITSTATUS(ended) or (problem is not None)
+
+
+# What perf is asked for
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """perf's options, and the command line of the program.
+
+    Whether the word after an option is its value is known to perf alone: hence the `--`.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        return [], arguments
+    if "--" not in arguments:
+        return arguments, []
+    index = arguments.index("--")
+    return arguments[:index], arguments[index + 1 :]
+
+
+def _given(options: list[str]) -> dict[str, str]:
+    """Which options of perf are given, by their letter, and the values of those that have one."""
+    found = {}
+    words = iter(options)
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            letter = LONG.get(name, "")
+            if letter in SHORT_WITH_VALUE and letter and not equals:
+                value = next(words, "")
+            found[letter] = value
+        elif word.startswith("-"):
+            for index, letter in enumerate(word[1:], 2):
+                found[letter] = ""
+                if letter in SHORT_WITH_VALUE:
+                    found[letter] = word[index:] or next(words, "")
+                    break
+    return found
+
+
+def _chosen(given: dict[str, str], pid: int) -> list[str]:
+    """The options that the user has left to us."""
+    # Copies of code images are of no use: each run has its own.
+    options = ["--no-buildid-cache"]
+    if "k" not in given:
+        options.append("--clockid=mono")  # a jitdump's
+    if "e" not in given:
+        event = "cycles" if doctor.counters().state == "ok" else "cpu-clock"
+        options.append(f"--event={event}" + ("" if doctor.may_sample_kernel() else ":u"))
+    if not given.keys() & set("Fc"):
+        options.append("--freq=999")
+    if "g" not in given:
+        # Python is built without frame pointers, and its stacks are deep.
+        options.append("--call-graph=dwarf,16384")
+    if not given.keys() & set(TARGETS):
+        # Without the files that it has mapped now: of one that the program maps, too, perf would
+        # take the first place for the other when it unwinds.
+        options += [f"--pid={pid}", "--synth=task"]
+    return options
+
+
+def _choose_listener(dumps: bool) -> str:
+    """The best of the listeners for perf that work here; says why it is not the first one."""
+    checks = {"images": doctor.images, "jitdump": doctor.jitdump, "perf-map": doctor.map_file}
+    if not dumps:
+        del checks["jitdump"]
+    problems = []
+    for name in checks:
+        found = checks[name]()
+        if found.state == "ok":
+            break
+        problems.append(found)
+    for found in problems:
+        _say(f"no {found.name}: {found.detail}; {found.remedy}")
+    if len(problems) == len(checks):
+        _say("JIT'd code has no names")
+    elif problems:
+        _say(f"JIT'd code is recorded by {name}")
+    return name
+
+
+# The two that run
+
+
+class _Program:
+    """A child that waits until it is told to become the program, and goes if it never is."""
+
+    def __init__(self, command: list[str]) -> None:
+        gate, self._gate = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            os.close(self._gate)
+            self._become(gate, command)
+        os.close(gate)
+
+    def __enter__(self) -> _Program:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._gate >= 0:  # it was never told
+            os.close(self._gate)
+            os.waitpid(self.pid, 0)
+
+    def _become(self, gate: int, command: list[str]) -> NoReturn:
+        status = 1
+        try:
+            if words := os.read(gate, 1000).decode().split():
+                os.close(gate)
+                environment = {**listening(words[:1]), **dict.fromkeys(words[1:], "1")}
+                status = become("record", command, environment)
+        finally:
+            os._exit(status)
+
+    def begin(self, listener: str, variables: Sequence[str]) -> None:
+        """Let it become the program, with a listener, and these variables set to 1."""
+        os.write(self._gate, " ".join([listener, *variables]).encode())
+        os.close(self._gate)
+        self._gate = -1
+
+    def wait(self) -> int:
+        """Its wait status. Signals to this process are passed on to it meanwhile.
+
+        Those that the terminal sends have reached it already.
+        """
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return status
+            info = signal.sigwaitinfo({*PASSED_ON, signal.SIGCHLD})
+            if info.si_signo != signal.SIGCHLD and info.si_code != FROM_KERNEL:
+                os.kill(self.pid, info.si_signo)
+
+
+class _Perf:
+    """`perf record`, in a session of its own."""
+
+    def __init__(self, perf: str, options: list[str]) -> None:
+        control, self._control = os.pipe()
+        self._answers, answer = os.pipe()
+        self._messages = TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [perf, "record", f"--control=fd:{control},{answer}", *options],
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=self._messages,
+            stderr=self._messages,
+            pass_fds=(control, answer),
+            start_new_session=True,
+        )
+        os.close(control)
+        os.close(answer)
+
+    def __enter__(self) -> _Perf:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._messages.close()
+        os.close(self._control)
+        os.close(self._answers)
+
+    def wait_until_ready(self) -> None:
+        """Until it samples. Raises JITListenerError if it cannot."""
+        with suppress(BrokenPipeError):
+            os.write(self._control, b"ping\n")
+        if not select.select([self._answers], [], [], TIMEOUT)[0]:
+            raise JITListenerError("perf does not answer: it has to be version 5.15 or newer")
+        if not os.read(self._answers, 100):
+            self._process.wait()
+            raise JITListenerError(self._problem())
+
+    def stop(self) -> str | None:
+        """End the recording; gives what has gone wrong, if anything has."""
+        with suppress(BrokenPipeError):
+            os.write(self._control, b"stop\n")
+        return self._problem() if self._process.wait() else None
+
+    def _problem(self) -> str:
+        """What perf says is wrong."""
+        self._messages.seek(0)
+        message = self._messages.read()
+        said = doctor.first_line(message) or f"status {self._process.returncode}, without a message"
+        if "perf_event_paranoid" in message or "perf_event_open" in message:
+            said += f"; {doctor.PERF_REMEDY}"
+        return f"perf record: {said}"
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Those that are passed on wait until somebody asks for them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# Afterwards
+
+
+def _name_dumped(perf: str, data: Path) -> None:
+    """Run `perf inject -j` if a dump is in the recording; what it makes takes the place of it."""
+    with data.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as recording:
+        found = {Path(os.fsdecode(name)) for name in DUMP_NAME.findall(recording)}
+    dumps = {path: path.stat().st_size for path in found if path.exists()}
+    if not dumps:
+        return
+    injected = data.with_name(f"{data.name}.injected")
+    command = [perf, "inject", "--jit", "-f", f"--input={data}", f"--output={injected}"]
+    try:
+        with TemporaryFile("w+", errors="replace") as messages:
+            with subprocess.Popen(command, stdout=messages, stderr=messages) as process:
+                _show_progress(process, dumps)
+            messages.seek(0)
+            if process.returncode:
+                said = doctor.first_line(messages.read()) or f"status {process.returncode}"
+                raise JITListenerError(f"perf inject: {said}; {data} is as perf recorded it")
+        injected.replace(data)
+    finally:
+        injected.unlink(missing_ok=True)
+
+
+def _show_progress(process: subprocess.Popen[bytes], dumps: dict[Path, int]) -> None:
+    """A bar of how much of the dumps perf has read, until it ends."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("perf inject", total=sum(dumps.values()))
+        done: dict[Path, int] = {}
+        while process.poll() is None:
+            done |= _read_by(process.pid, dumps)
+            progress.update(task, completed=sum(done.values()))
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.1)
+
+
+def _read_by(pid: int, files: dict[Path, int]) -> dict[Path, int]:
+    """How many bytes a process has read of those files that it has open."""
+    found = {}
+    with suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            if (path := descriptor.readlink()) in files:
+                information = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text()
+                found[path] = int(information.split()[1])
+    return found
+
+
+def _say(what: str) -> None:
+    print(f"jitlisten record: {what}", file=sys.stderr)
+
+
+def _die(number: int) -> NoReturn:
+    """End by a signal, as the program has; the core file is the program's."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    time.sleep(1)
+    raise SystemExit(128 + number)

@@ -1,0 +1,328 @@
+"""`jitlisten record`: one command from an unchanged program to a profile."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from denied import deny
+from tools import PROGRAMS, run, tool
+
+import jitlisten
+
+pytestmark = pytest.mark.tools
+
+ROOT = Path(jitlisten.__file__).parents[1]
+RECORD = [
+    sys.executable,
+    "-c",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jitlisten import main; sys.exit(main())",
+    "record",
+]
+COLLATZ = f"""
+import os, sys
+sys.path[:0] = [{str(PROGRAMS)!r}]
+from jit import Long, Program, initialize, source_ir
+initialize()
+program = Program("mcjit")
+longest = Long(program.load(source_ir(), "steps", "longest")[1])
+
+def work(limit):
+    return longest(limit)
+
+print(os.getpid(), work(300_000))
+"""
+# Flags that memory for call frames is reserved with: x86-64 and AArch64 have the same ones.
+NORESERVE_FIXED_NOREPLACE_ANONYMOUS_PRIVATE = 0x104022
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Path]:
+    """A program that works in JIT'd code, and says its number."""
+    (tmp_path / "app.py").write_text(COLLATZ)
+    before = set(_left_by_python())
+    yield tmp_path / "app.py"
+    # Nobody but a recording of ours with Python 3.13 leaves these.
+    pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
+    for path in set(_left_by_python()) - before:
+        if re.split(r"[-.]", path.name)[1] in pids:
+            path.unlink()
+
+
+def _left_by_python() -> Iterator[Path]:
+    for pattern in ("perf-*.map", "jit-*.dump", "jitted-*.so"):
+        yield from Path("/tmp").glob(pattern)
+
+
+def record(
+    home: Path,
+    *arguments: str,
+    status: int = 0,
+    before: Callable[[], Any] | None = None,
+    **variables: str,
+) -> tuple[str, str]:
+    """What the program and the command say, on stdout and stderr."""
+    outcome = subprocess.run(
+        [*RECORD, *arguments],
+        cwd=home,
+        env={**os.environ, "JITDUMPDIR": str(home), **variables},
+        preexec_fn=before,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert outcome.returncode == status, outcome.stderr
+    with (home / "pids").open("a") as pids:
+        pids.write(outcome.stdout)
+    return outcome.stdout, outcome.stderr
+
+
+def chains(data: Path) -> list[list[str]]:
+    text = run(tool("perf"), "script", "-i", str(data), "-F", "ip,sym,dso", "--no-inline")
+    return [re.findall(r"^\s+[0-9a-f]+ (.*)$", one, re.MULTILINE) for one in text.split("\n\n")]
+
+
+def whole_chains(data: Path) -> tuple[list[list[str]], list[list[str]]]:
+    """The call chains of samples in `steps`, and those of them that reach the program's start."""
+    inside = [chain for chain in chains(data) if chain and chain[0].startswith("steps ")]
+    return inside, [
+        chain
+        for chain in inside
+        if chain[1].startswith("longest ") and chain[-1].startswith("_start ")
+    ]
+
+
+def events(data: Path) -> str:
+    return run(tool("perf"), "evlist", "-v", "-i", str(data))
+
+
+# A profile
+
+
+def test_the_code_has_names_callers_and_an_image(app: Path) -> None:
+    said, told = record(app.parent, sys.executable, str(app))
+    assert said.split()[1] == "442"
+    assert told == "jitlisten record: the profile is perf.data: jitlisten report\n"
+    inside, whole = whole_chains(app.with_name("perf.data"))
+    assert len(whole) > 0.98 * len(inside) > 20
+    assert re.fullmatch(r"steps \(.*/steps-\d+-\w+\.so\)", whole[0][0])
+    if sys.version_info >= (3, 13):
+        assert any(function.startswith("py::work:") for function in whole[0]), whole[0]
+    if sys.version_info[:2] == (3, 12):  # whose functions have names, but no callers
+        assert any("py::" in function for chain in chains(app.with_name("perf.data"))
+                   for function in chain)  # fmt: skip
+
+
+def test_where_images_cannot_be_mapped_whole_it_is_a_jitdump_injected(app: Path) -> None:
+    denied = deny("mmap", NORESERVE_FIXED_NOREPLACE_ANONYMOUS_PRIVATE, argument=3)
+    said, told = record(app.parent, "-o", "here", "--", sys.executable, str(app), before=denied)
+    assert said.split()[1] == "442"
+    assert "no images: call chains by dwarf end at code: no room for frames" in told
+    assert told.endswith(
+        "JIT'd code is recorded by jitdump\n"
+        "jitlisten record: the profile is here: jitlisten report here\n"
+    )
+    inside, whole = whole_chains(app.with_name("here"))
+    assert len(whole) > 0.98 * len(inside) > 20
+    assert re.search(r"/jitted-\d+-\d+\.so", whole[0][0])
+    assert {path.name for path in app.parent.iterdir()} == {"app.py", "here", "pids", ".debug"}
+
+
+def test_without_a_directory_for_either_it_is_the_map_file(app: Path) -> None:
+    said, told = record(app.parent, sys.executable, str(app), JITDUMPDIR="/proc")
+    assert said.split()[1] == "442"
+    assert "no images: " in told
+    assert "no jitdump: " in told
+    assert "set JITDUMPDIR to a writable directory" in told
+    assert "JIT'd code is recorded by perf-map" in told
+    found = {chain[0] for chain in chains(app.with_name("perf.data")) if chain}
+    assert any(re.fullmatch(r"steps \(.*/perf-\d+\.map\)", name) for name in found)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], r"cpu-clock.*sample_freq \}: 999.*sample_stack_user: 16384|cycles.*: 999"),
+        (["-gF", "123"], r"\}: 123,.*sample_type: [A-Z|]*CALLCHAIN(?!.*sample_stack_user)"),
+        (["-e", "task-clock:u", "-c10000"], r"task-clock:u: .*\}: 10000,.*exclude_kernel: 1"),
+        (["--call-graph=dwarf,4096", "--event=cpu-clock"], r"cpu-clock: .*sample_stack_user: 4096"),
+        (["--call-graph", "fp", "-e", "cpu-clock"], r"CALLCHAIN(?!.*sample_stack_user)"),
+        (["-a", "-k", "boottime"], r"clockid: 7"),
+    ],
+)
+def test_options_of_perf_go_before_what_is_chosen(
+    options: list[str], expected: str, tmp_path: Path
+) -> None:
+    record(tmp_path, *options, "-o", "given", "--", "true")
+    found = events(tmp_path / "given")
+    assert re.search(expected, found), found
+    assert "dummy" in found or len(found.splitlines()) == 1
+
+
+# The program runs as it would
+
+
+@pytest.mark.parametrize("command", ["exit 3", "kill -TERM $$", "kill -SEGV $$", "cat; echo $0 $1"])
+def test_status_input_and_arguments_are_the_program_s(command: str, tmp_path: Path) -> None:
+    bare, ours = (
+        subprocess.run(
+            [*prefix, "sh", "-c", command, "a b", "--"],
+            cwd=tmp_path,
+            input="in\n",
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        for prefix in ([], RECORD)
+    )
+    assert (ours.returncode, ours.stdout) == (bare.returncode, bare.stdout)
+    assert (tmp_path / "perf.data").exists()
+
+
+def test_after_ctrl_c_the_program_ends_in_its_own_way_and_is_recorded_to_the_end(
+    app: Path,
+) -> None:
+    with app.open("a") as file:
+        file.write(
+            "import time\n"
+            "try:\n"
+            "    print('ready', flush=True)\n"
+            "    time.sleep(60)\n"
+            "except KeyboardInterrupt:\n"
+            "    def afterwards(): return longest(300_000)\n"
+            "    print('interrupted', afterwards(), flush=True)\n"
+            "    raise\n"
+        )
+    terminal, end = pty.openpty()
+    with subprocess.Popen(
+        [*RECORD, sys.executable, str(app)],
+        cwd=app.parent,
+        env={**os.environ, "JITDUMPDIR": str(app.parent)},
+        **dict.fromkeys(("stdin", "stdout", "stderr"), end),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:
+        os.close(end)
+        said = _read_until(terminal, "ready")
+        os.write(terminal, b"\x03")
+        said += _read_until(terminal, "jitlisten report")
+        assert process.wait(30) == -signal.SIGINT, said
+    os.close(terminal)
+    (app.parent / "pids").write_text(said)
+    assert said.count("interrupted 442") == 1
+    assert "the profile is perf.data" in said
+    inside, _ = whole_chains(app.with_name("perf.data"))
+    afterwards = [chain for chain in inside if len(chain) > 10]
+    assert len(afterwards) > 40
+
+
+def _read_until(terminal: int, what: str) -> str:
+    said = ""
+    while what not in said:
+        said += os.read(terminal, 1000).decode()
+    return said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_passed_on_and_leaves_a_profile(number: int, tmp_path: Path) -> None:
+    program = "import time; print('ready', flush=True); time.sleep(60)"
+    with subprocess.Popen(
+        [*RECORD, sys.executable, "-c", program],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait(30) == -number
+        assert "the profile is perf.data" in process.stderr.read()
+    assert events(tmp_path / "perf.data")
+
+
+def test_no_process_is_left_when_the_program_has_ended(tmp_path: Path) -> None:
+    record(tmp_path, "--", "sh", "-c", "sleep 0.3 & exit 0")
+    time.sleep(0.1)
+    mine = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _has(path, str(tmp_path))]
+    assert not mine
+
+
+def _has(path: Path, what: str) -> bool:
+    try:
+        return b"perf\0record" in path.read_bytes() and os.readlink(path.with_name("cwd")) == what
+    except OSError:
+        return False
+
+
+# What goes wrong
+
+
+def test_without_perf_it_says_where_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "true").symlink_to("/bin/true")
+    _, told = record(tmp_path, "true", status=1, PATH=str(tmp_path))
+    assert told.startswith("jitlisten record: there is no perf: apt-get install linux-perf")
+
+
+def test_without_permission_it_says_what_doctor_says(tmp_path: Path) -> None:
+    _, told = record(tmp_path, "touch", "ran", status=1, before=deny("perf_event_open"))
+    assert re.search(r"^jitlisten record: perf record: .+; sysctl kernel.perf_event_para", told)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["nowhere-to-be-found"], 127, "cannot run 'nowhere-to-be-found': No such file"),
+        (["/etc/passwd"], 126, "cannot run '/etc/passwd': Permission denied"),
+        (["-o", "/nowhere/x", "--", "true"], 1, "perf record: failed to open /nowhere/x"),
+        (["-e", "nonsense", "--", "true"], 1, "perf record: event syntax error: 'nonsense'"),
+        (["--bogus", "--", "true"], 1, "perf record: Error: unknown option `bogus'"),
+        (["-o", "-", "--", "true"], 2, "error: the profile has to be a file"),
+        (["-F", "99", "true"], 2, "error: no program is given, or no -- before it"),
+        ([], 2, "error: no program is given"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_the_program_runs(
+    arguments: list[str], status: int, said: str, tmp_path: Path
+) -> None:
+    output, told = record(tmp_path, *arguments, status=status)
+    assert output == ""
+    assert said in told
+    assert not list(tmp_path.glob("perf.data*"))
+
+
+@pytest.mark.parametrize("size", ["16k", "400k"])
+def test_a_full_disk_is_said_and_disturbs_the_program_in_nothing(app: Path, size: str) -> None:
+    (app.parent / "small").mkdir()
+    mount = f'mount -t tmpfs -o size={size} none small && exec "$@"'
+    command = [*RECORD, "-o", "small/data", "--", sys.executable, str(app)]
+    outcome = subprocess.run(
+        [tool("unshare"), "--mount", "sh", "-c", mount, "sh", *command],
+        cwd=app.parent,
+        env={**os.environ, "JITDUMPDIR": str(app.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert outcome.returncode == 1
+    assert outcome.stdout.split()[1] == "442"
+    assert (
+        "perf record: failed to write perf data, error: No space left on device" in outcome.stderr
+    )
+    (app.parent / "pids").write_text(outcome.stdout)
