@@ -48,21 +48,21 @@ NORESERVE_FIXED_NOREPLACE_ANONYMOUS_PRIVATE = 0x104022
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[Path]:
-    """A program that works in JIT'd code, and says its number."""
-    (tmp_path / "app.py").write_text(COLLATZ)
-    before = set(_left_by_python())
-    yield tmp_path / "app.py"
-    # Nobody but a recording of ours with Python 3.13 leaves these.
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A directory; programs that are Pythons have their number in its file `pids`."""
+    yield tmp_path
     pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
-    for path in set(_left_by_python()) - before:
-        if re.split(r"[-.]", path.name)[1] in pids:
-            path.unlink()
-
-
-def _left_by_python() -> Iterator[Path]:
     for pattern in ("perf-*.map", "jit-*.dump", "jitted-*.so"):
-        yield from Path("/tmp").glob(pattern)
+        for path in Path("/tmp").glob(pattern):
+            if re.split(r"[-.]", path.name)[1] in pids:
+                path.unlink()
+
+
+@pytest.fixture
+def app(home: Path) -> Path:
+    """A program that works in JIT'd code, and says its number."""
+    (home / "app.py").write_text(COLLATZ)
+    return home / "app.py"
 
 
 def record(
@@ -237,22 +237,22 @@ def _read_until(terminal: int, what: str) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_is_passed_on_and_leaves_a_profile(number: int, tmp_path: Path) -> None:
-    program = "import time; print('ready', flush=True); time.sleep(60)"
+def test_a_signal_is_passed_on_and_leaves_a_profile(number: int, home: Path) -> None:
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     with subprocess.Popen(
         [*RECORD, sys.executable, "-c", program],
-        cwd=tmp_path,
+        cwd=home,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout
         assert process.stderr
-        assert process.stdout.readline() == "ready\n"
+        (home / "pids").write_text(process.stdout.readline())
         process.send_signal(number)
         assert process.wait(30) == -number
         assert "the profile is perf.data" in process.stderr.read()
-    assert events(tmp_path / "perf.data")
+    assert events(home / "perf.data")
 
 
 def test_no_process_is_left_when_the_program_has_ended(tmp_path: Path) -> None:
