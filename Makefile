@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 NEWER := $(shell for python in python3.13 $$HOME/.pyenv/versions/3.13*/bin/python3.13; do \
 	command -v $$python >/dev/null && $$python -c pass 2>/dev/null && echo $$python && break; done)
 # Each tool, and the package that has it. Ubuntu's perf is in linux-tools-generic.
-TOOLS := gdb:gdb lldb:lldb ld:binutils llvm-readelf:llvm perf:linux-perf gcc:gcc gcc:libc6-dev
+TOOLS := gdb:gdb lldb:lldb ld:binutils llvm-readelf:llvm llc-19:llvm-19 perf:linux-perf gcc:gcc gcc:libc6-dev
 
 .PHONY: demo test lint benchmark clean system
 

@@ -15,6 +15,7 @@ from .jitdump import JITDump
 from .perf import PerfMap
 from .timing import EngineCall, Notification
 from .trace import Trace
+from .safepoints import Safepoints
 
 __all__ = [
     "Attachment",
@@ -29,6 +30,7 @@ __all__ = [
     "LoadedObject",
     "Notification",
     "PerfMap",
+    "Safepoints",
     "Section",
     "Trace",
     "attach",

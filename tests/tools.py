@@ -12,6 +12,7 @@ PACKAGES = {
     "perf": "linux-perf (Ubuntu: linux-tools-generic)",
     **dict.fromkeys(("as", "ld", "objcopy", "objdump", "readelf", "strip"), "binutils"),
     **dict.fromkeys(("llvm-dwarfdump", "llvm-nm", "llvm-readelf", "llvm-readobj"), "llvm"),
+    **dict.fromkeys(("llc-19", "llvm-readobj-19"), "llvm-19"),
 }
 PROGRAMS = Path(__file__).with_name("programs")
 
