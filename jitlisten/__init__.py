@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="say what works on this machine, and why not")
     doctor.add_argument("--json", action="store_true", help="write JSON instead of a table")
     commands.add_parser("clean", help="remove what ended programs have left for perf")
+    stackmap = commands.add_parser(
+        "stackmap", help="show what an object records of call sites, roots, faults and exceptions"
+    )
+    stackmap.add_argument("file", metavar="FILE", help="an object file, as compilers emit it")
+    stackmap.add_argument("--json", action="store_true", help="write JSON instead of tables")
     options = parser.parse_args(arguments)
 
     if options.version:
@@ -59,5 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .clean import clean
 
         return clean()
+    if options.command == "stackmap":
+        from .stackmap import stackmap as show_stackmap
+
+        return show_stackmap(options.file, as_json=options.json)
     parser.print_help()
     return 0

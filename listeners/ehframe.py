@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from .errors import JITListenerError
 
-__all__ = ["FDE", "frame_header", "read_frames"]
+__all__ = ["FDE", "frame_header", "read_frames", "read_leb128", "read_lsdas"]
 
 WORD = Struct("<I")
 LONG_LENGTH = 0xFFFFFFFF  # announces a 64-bit length
@@ -32,6 +32,7 @@ POINTER_FORMATS = {
     0x0B: Struct("<i"),  # sdata4
     0x0C: Struct("<q"),  # sdata8
 }
+OMITTED = 0xFF
 UNSIGNED = 0x07  # a length is read as a pointer of this half of the format, never applied to a base
 
 HEADER = Struct("<4BiI")  # version, three encodings, address of .eh_frame from here, FDE count
@@ -74,7 +75,7 @@ def read_frames(content: bytes | bytearray, address: int) -> list[FDE]:
             raise _error(offset, f"an entry of {length:#x} bytes in a section of {end:#x}")
         (distance,) = WORD.unpack_from(content, body)
         if distance == 0:
-            encodings[offset] = _code_encoding(content[body + 4 : stop], offset)
+            encodings[offset] = _encodings(content[body + 4 : stop], offset)[0]
         else:
             encoding = encodings.get(body - distance)
             if encoding is None:
@@ -93,35 +94,75 @@ def read_frames(content: bytes | bytearray, address: int) -> list[FDE]:
     return frames
 
 
-def _code_encoding(body: bytes | bytearray, offset: int) -> int:
-    """The encoding of code addresses that the CIE at `offset` states; `body` follows its id."""
+def read_lsdas(content: bytes | bytearray, address: int) -> list[tuple[FDE, int]]:
+    """The FDEs of functions that have language-specific data (LSDA), each with its address.
+
+    Raises JITListenerError as `read_frames` does, and for a pointer in a form that no LLVM target
+    emits.
+    """
+    found: list[tuple[FDE, int]] = []
+    encodings: dict[int, tuple[int, int]] = {}
+    for frame in read_frames(content, address):
+        offset = frame.address - address
+        cie = offset + 4 - WORD.unpack_from(content, offset + 4)[0]
+        if cie not in encodings:
+            end = cie + 4 + WORD.unpack_from(content, cie)[0]
+            encodings[cie] = _encodings(content[cie + 8 : end], cie)
+        code, encoding = encodings[cie]
+        if encoding == OMITTED:
+            continue
+        if encoding & 0xF0 not in (ABSOLUTE, PC_RELATIVE):
+            raise _error(offset, f"language-specific data that is given as {encoding:#x}")
+        form = _pointer_format(encoding, offset)
+        entry = content[: offset + 4 + WORD.unpack_from(content, offset)[0]]
+        field = offset + 8 + POINTER_FORMATS[code & 0x0F].size
+        field += POINTER_FORMATS[code & UNSIGNED].size
+        try:
+            size, field = read_leb128(entry, field)
+            if size < form.size or field + size > len(entry):
+                raise IndexError
+        except IndexError:
+            raise _error(offset, "an FDE whose language-specific data is cut off") from None
+        (pointer,) = form.unpack_from(entry, field)
+        if pointer:
+            pointer += address + field if encoding & PC_RELATIVE else 0
+            found.append((frame, pointer & ADDRESSES))
+    return found
+
+
+def _encodings(body: bytes | bytearray, offset: int) -> tuple[int, int]:
+    """How the CIE at `offset` encodes addresses of code and of language-specific data.
+
+    `body` follows its id.
+    """
     try:
         return _parse_cie(body, offset)
     except (IndexError, ValueError):
         raise _error(offset, "a CIE that is cut off") from None
 
 
-def _parse_cie(body: bytes | bytearray, offset: int) -> int:
+def _parse_cie(body: bytes | bytearray, offset: int) -> tuple[int, int]:
     version = body[0]
     if version not in (1, 3):
         raise _error(offset, f"a CIE of version {version}: 1 and 3 are read")
     end = body.index(0, 1)
     augmentation = body[1:end].decode("latin-1")
     at = end + 1
-    at = _skip_leb128(body, at)  # code alignment
-    at = _skip_leb128(body, at)  # data alignment
-    at = at + 1 if version == 1 else _skip_leb128(body, at)  # return address register
+    _, at = read_leb128(body, at)  # code alignment
+    _, at = read_leb128(body, at)  # data alignment
+    _, at = (0, at + 1) if version == 1 else read_leb128(body, at)  # return address register
     if not augmentation:
-        return ABSOLUTE
+        return ABSOLUTE, OMITTED
     if augmentation[0] != "z":
         raise _error(offset, f"a CIE of augmentation {augmentation!r}")
-    at = _skip_leb128(body, at)  # length of what follows
-    encoding = ABSOLUTE
+    _, at = read_leb128(body, at)  # length of what follows
+    encoding, data = ABSOLUTE, OMITTED
     for letter in augmentation[1:]:
         if letter == "R":
             encoding = body[at]
             at += 1
         elif letter == "L":
+            data = body[at]
             at += 1
         elif letter == "P":
             at += 1 + _pointer_format(body[at], offset).size
@@ -132,7 +173,7 @@ def _parse_cie(body: bytes | bytearray, offset: int) -> int:
     _pointer_format(encoding, offset)
     if encoding & 0xF0 not in (ABSOLUTE, PC_RELATIVE):
         raise _error(offset, f"a CIE with code addresses encoded as {encoding:#x}")
-    return encoding
+    return encoding, data
 
 
 def _pointer_format(encoding: int, offset: int) -> Struct:
@@ -142,10 +183,24 @@ def _pointer_format(encoding: int, offset: int) -> Struct:
     return form
 
 
-def _skip_leb128(body: bytes | bytearray, at: int) -> int:
-    while body[at] & 0x80:
+def read_leb128(body: bytes | bytearray, at: int, *, signed: bool = False) -> tuple[int, int]:
+    """The number at an offset, and the offset behind it.
+
+    Raises IndexError if it is cut off or longer than 64 bits ever are.
+    """
+    value = shift = 0
+    while True:
+        if shift >= 70:
+            raise IndexError
+        byte = body[at]
         at += 1
-    return at + 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            break
+    if signed and byte & 0x40:
+        value -= 1 << shift
+    return value, at
 
 
 def _error(offset: int, what: str) -> JITListenerError:

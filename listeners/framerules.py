@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from perfmap import FrameRules
 
-from .ehframe import ABSOLUTE, POINTER_FORMATS, WORD, read_frames
+from .ehframe import ABSOLUTE, POINTER_FORMATS, WORD, read_frames, read_leb128
 from .errors import JITListenerError
 
 __all__ = ["read_rules"]
@@ -42,13 +42,13 @@ class _CIE:
         version = body[4]
         end = body.index(0, 5)
         augmentation = body[5:end].decode("latin-1")
-        code_alignment, at = _leb128(body, end + 1)
-        data_alignment, at = _leb128(body, at, signed=True)
-        return_register, at = (body[at], at + 1) if version == 1 else _leb128(body, at)
+        code_alignment, at = read_leb128(body, end + 1)
+        data_alignment, at = read_leb128(body, at, signed=True)
+        return_register, at = (body[at], at + 1) if version == 1 else read_leb128(body, at)
         encoding = ABSOLUTE
         self._has_data = augmentation.startswith("z")
         if self._has_data:
-            size, at = _leb128(body, at)
+            size, at = read_leb128(body, at)
             place, at = at, at + size
             for letter in augmentation[1:]:
                 if letter == "R":
@@ -67,7 +67,7 @@ class _CIE:
         """The rules of an FDE of this CIE, given by what follows its length."""
         at = 4 + 2 * self._address_size
         if self._has_data:
-            size, at = _leb128(fde, at)
+            size, at = read_leb128(fde, at)
             at += size
         if at > len(fde):
             raise IndexError
@@ -82,18 +82,3 @@ def _entry(content: bytes, offset: int) -> bytes:
 def _word(content: bytes, offset: int) -> int:
     (value,) = WORD.unpack_from(content, offset)
     return int(value)
-
-
-def _leb128(body: bytes, at: int, *, signed: bool = False) -> tuple[int, int]:
-    """A number, and the offset behind it."""
-    value = shift = 0
-    while True:
-        byte = body[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if not byte & 0x80:
-            break
-    if signed and byte & 0x40:
-        value -= 1 << shift
-    return value, at

@@ -10,7 +10,7 @@ from statepoints import DECLARATIONS, relocate, statepoint
 import listeners
 from listeners import JITListenerError
 from listeners.objectfile import ObjectFile
-from listeners.safepoints import ObjectSafepoints, Root, Safepoint, Slot
+from listeners.safepoints import ObjectSafepoints, ObjectTables, Root, Safepoint, Slot
 
 Seen = ctypes.CFUNCTYPE(None, ctypes.c_uint64)
 
@@ -221,7 +221,7 @@ def test_an_object_with_a_malformed_table_answers_for_all_its_code_with_the_erro
 def test_a_function_outside_the_objects_code_is_refused():
     elf = compiled(chain(0))
     obj = loaded(elf)
-    real = ObjectSafepoints(obj)
+    real = ObjectTables(obj).safepoints
     relocated = real.maps.functions[0].address
     assert relocated == obj.function("f0").address
     file = ObjectFile(elf)
@@ -229,12 +229,12 @@ def test_a_function_outside_the_objects_code_is_refused():
     addresses = {s.index: s.address for s in obj.sections if s is not text}
     moved = listeners.LoadedObject(lambda: file, ctypes.string_at, addresses)
     with pytest.raises(JITListenerError, match="function at 0x0, where the object has no code"):
-        ObjectSafepoints(moved)
+        _ = ObjectTables(moved).safepoints
 
 
 def test_a_root_that_is_not_understood_names_function_and_offset():
     obj = broken(b"\1", 16 + 4 * 24 + 16 + 4 * 12)  # the first record's first root: a register
-    safepoint = ObjectSafepoints(obj)[0]
+    safepoint = ObjectTables(obj).safepoints[0]
     assert isinstance(safepoint, Safepoint)
     with pytest.raises(JITListenerError, match=r"safepoint 1 in f0\+0x.*location 5: a root in a"):
         _ = safepoint.roots

@@ -17,7 +17,9 @@ from threading import RLock
 from ..errors import JITListenerError
 from ..events import JITEventListener, LoadedObject
 from ..objectfile import SHF_EXECINSTR
-from .safepoint import STACKMAPS, ObjectSafepoints, Safepoint
+from .lsda import CallSite
+from .safepoint import ObjectSafepoints, Safepoint
+from .tables import ObjectTables
 
 __all__ = ["Safepoints"]
 
@@ -29,8 +31,8 @@ class _Code:
     start: int
     end: int
     object: LoadedObject
-    safepoints: ObjectSafepoints | None
-    """None where the object records none."""
+    tables: ObjectTables | None
+    """None where the object records nothing."""
     error: JITListenerError | None
     """Why what it records is not known."""
 
@@ -55,37 +57,37 @@ class Safepoints(JITEventListener):
         self._lock = RLock()
         self._code: tuple[_Code, ...] = ()
         """By address. Replaced, never changed, as others look things up meanwhile."""
-        self._objects: dict[int, ObjectSafepoints] = {}
+        self._tables: dict[int, ObjectTables] = {}
         """By the object's key."""
         self._found: dict[int, Safepoint] = {}
         """What was looked up before."""
 
     def notify_object_loaded(self, obj: LoadedObject) -> None:
-        safepoints = error = None
-        if any(section.name == STACKMAPS for section in obj.sections):
-            try:
-                safepoints = ObjectSafepoints(obj)
-                safepoints.by_address  # noqa: B018  # now, not at the first collection
+        tables = error = None
+        if ObjectTables.are_in(obj):
+            tables = ObjectTables(obj)
+            try:  # now, not at the first collection or fault
+                _ = tables.safepoints.by_address, tables.handlers
             except JITListenerError as refused:
                 error = refused
         code = [
-            _Code(section.address, section.address + section.size, obj, safepoints, error)
+            _Code(section.address, section.address + section.size, obj, tables, error)
             for section in obj.sections
             if section.flags & SHF_EXECINSTR
         ]
         with self._lock:
             self._code = tuple(sorted((*self._code, *code), key=_start))
-            if safepoints:
-                self._objects[obj.key] = safepoints
+            if tables and not error:
+                self._tables[obj.key] = tables
         if error:
             raise error
-        if safepoints and self._on_safepoints:
-            self._on_safepoints(obj, safepoints)
+        if tables and tables.safepoints and self._on_safepoints:
+            self._on_safepoints(obj, tables.safepoints)
 
     def notify_freeing_object(self, obj: LoadedObject) -> None:
         with self._lock:
             self._code = tuple(code for code in self._code if code.object is not obj)
-            if self._objects.pop(obj.key, None):
+            if self._tables.pop(obj.key, None):
                 # A look-up under way may still put a safepoint of it into the old dictionary.
                 self._found = {
                     address: safepoint
@@ -95,7 +97,7 @@ class Safepoints(JITEventListener):
 
     def __iter__(self) -> Iterator[Safepoint]:
         """All safepoints, by object in the order of loading, as its table has them."""
-        for safepoints in self._tables():
+        for safepoints in self._safepoints():
             yield from safepoints
 
     def lookup(self, address: int) -> Safepoint | None:
@@ -108,37 +110,52 @@ class Safepoints(JITEventListener):
             return found[address]
         except KeyError:
             pass
-        code = self.code_at(address)
-        if code is None:
-            return None
-        if code.error:
-            raise code.error
-        index = code.safepoints.by_address.get(address) if code.safepoints else None
-        if index is None or code.safepoints is None:
-            return None
-        safepoint = found[address] = code.safepoints[index]
-        return safepoint
+        # A call that never returns may be the last thing in the code.
+        for place in (address - 1, address):
+            tables = self._tables_at(place)
+            index = tables.safepoints.by_address.get(address) if tables else None
+            if index is not None and tables:
+                safepoint = found[address] = tables.safepoints[index]
+                return safepoint
+        return None
+
+    def landing_pad(self, return_address: int) -> CallSite | None:
+        """Where the call with that return address goes on if it throws: `landing_pad` of what this
+        gives, None there for no handler in the function.
+
+        None if no table has the call: of a function with such a table it must not throw. Raises
+        JITListenerError if the table of the object that has the call is malformed.
+        """
+        tables = self._tables_at(return_address - 1)
+        return tables.call_site(return_address) if tables else None
+
+    def fault_handler(self, address: int) -> int | None:
+        """Where to go on if the load or store at an address has faulted; None if not recorded."""
+        tables = self._tables_at(address)
+        return tables.handlers.get(address) if tables else None
 
     def by_id(self, identity: int) -> list[Safepoint]:
         """The safepoints with an id, which need not be unique; unsigned, as in the IR."""
-        return [s[index] for s in self._tables() for index in s.by_id.get(identity, ())]
+        return [s[index] for s in self._safepoints() for index in s.by_id.get(identity, ())]
 
     def by_function(self, name: str) -> list[Safepoint]:
         """The safepoints of the functions of that name, mangled or demangled."""
         found = []
-        for safepoints in self._tables():
+        for safepoints in self._safepoints():
             with suppress(KeyError):
                 found += safepoints.of(safepoints.object.function(name))
         return found
 
-    def code_at(self, address: int) -> _Code | None:
-        """The loaded code that holds an address, safepoint or not."""
+    def _tables_at(self, address: int) -> ObjectTables | None:
+        """The tables of the loaded object that has code at an address."""
         table = self._code
         at = bisect_right(table, address, key=_start)
-        if at and address < table[at - 1].end:
-            return table[at - 1]
-        return None
+        if not at or address >= table[at - 1].end:
+            return None
+        if error := table[at - 1].error:
+            raise error
+        return table[at - 1].tables
 
-    def _tables(self) -> tuple[ObjectSafepoints, ...]:
+    def _safepoints(self) -> list[ObjectSafepoints]:
         with self._lock:
-            return tuple(self._objects.values())
+            return [tables.safepoints for tables in self._tables.values()]

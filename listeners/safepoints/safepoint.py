@@ -14,9 +14,9 @@ from typing import Literal, overload
 
 from ..errors import JITListenerError
 from ..events import Function, LoadedObject
-from ..image import Linker
-from ..objectfile import EM_X86_64, ObjectFile
-from .stackmap import DYNAMIC, LiveOut, Location, MappedFunction, Record, StackMaps
+from ..objectfile import EM_X86_64
+from .relocated import RelocatedObject
+from .stackmap import DYNAMIC, LiveOut, Location, Record, StackMaps
 from .statepoint import Root, Statepoint, decode_statepoint, looks_like_statepoint, resolved
 
 __all__ = ["STACKMAPS", "ObjectSafepoints", "Safepoint"]
@@ -105,7 +105,9 @@ class Safepoint:
         """
         if looks_like_statepoint(self.record):
             return "statepoint"
-        if self.live_outs or _is_patchable(self._owner.code(self.address, 16), self._owner.machine):
+        if self.live_outs or _is_patchable(
+            self._owner.relocated.code(self.address, 16), self._owner.machine
+        ):
             return "patchpoint"
         return "stackmap"
 
@@ -124,30 +126,21 @@ class ObjectSafepoints(Sequence[Safepoint]):
     object's code.
     """
 
-    def __init__(self, obj: LoadedObject) -> None:
-        self.object = obj
-        self._sections = {section.index: section for section in obj.sections}
-        self._file = ObjectFile(obj.elf)
-        self.machine = self._file.machine
+    def __init__(self, relocated: RelocatedObject) -> None:
+        self.object = relocated.object
+        self.machine = relocated.machine
         """The ELF machine the code is for."""
+        self.relocated = relocated
+        """All of the object."""
         self._made: dict[int, Safepoint] = {}
-        try:
-            linker = Linker(self._file, {s.index: s.address for s in obj.sections})
-            tables = [s for s in obj.sections if s.name == STACKMAPS]
-            self.maps = StackMaps(b"".join(linker.relocated(s.index, s.address) for s in tables))
-            """All that is recorded."""
-            for mapped in self.maps.functions:
-                self._check(mapped, linker)
-        except JITListenerError as error:
-            raise JITListenerError(f"{obj!r}: {error}") from None
-
-    def _check(self, mapped: MappedFunction, linker: Linker) -> None:
-        for index, size in linker.code.items():
-            if 0 <= mapped.address - linker.loaded[index] < size:
-                return
-        raise JITListenerError(
-            f"{STACKMAPS}: a function at {mapped.address:#x}, where the object has no code"
-        )
+        tables = (content for _, _, content in relocated.sections(STACKMAPS))
+        self.maps = StackMaps(b"".join(tables))
+        """All that is recorded."""
+        for mapped in self.maps.functions:
+            if not relocated.is_code(mapped.address):
+                raise JITListenerError(
+                    f"{STACKMAPS}: a function at {mapped.address:#x}, where the object has no code"
+                )
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -199,14 +192,6 @@ class ObjectSafepoints(Sequence[Safepoint]):
     def place(self, function: int, offset: int) -> str:
         found = self.object.function_at(function)
         return f"{found.demangled if found else hex(function)}+{offset:#x}"
-
-    def code(self, address: int, size: int) -> bytes:
-        """The bytes at an address as they were emitted."""
-        for section in self._sections.values():
-            start = address - section.address
-            if 0 <= start < section.size:
-                return self._file.contents(section.index)[start : start + size]
-        return b""
 
 
 def _is_patchable(code: bytes, machine: int) -> bool:

@@ -26,7 +26,7 @@ from .stackmap import Location, LocationKind, Record
 __all__ = ["Root", "Slot", "Statepoint", "decode_statepoint", "looks_like_statepoint", "resolved"]
 
 POINTER = 8
-GC_TRANSITION, DEOPT_LIVE_IN = 1, 2  # the flags there are: StatepointFlags in llvm/IR/Statepoint.h
+FLAGS = 3  # all there are: StatepointFlags in llvm/IR/Statepoint.h
 META = 3
 _PLACES = {
     LocationKind.REGISTER: "in a register",
@@ -91,10 +91,12 @@ def resolved(location: Location, constants: tuple[int, ...]) -> Location:
 def looks_like_statepoint(record: Record) -> bool:
     """Whether a record begins as those of statepoints do; those of others may, too."""
     meta = record.locations[:META]
-    return len(meta) == META and all(
-        location.kind is LocationKind.CONSTANT and location.size == POINTER and location.offset >= 0
-        for location in meta
-    )
+    if len(meta) < META or any(
+        location.kind is not LocationKind.CONSTANT or location.size != POINTER for location in meta
+    ):
+        return False
+    convention, flags, count = (location.offset for location in meta)
+    return convention >= 0 and 0 <= flags <= FLAGS and 0 <= count <= len(record.locations) - META
 
 
 def decode_statepoint(record: Record, constants: tuple[int, ...], machine: int) -> Statepoint:
@@ -106,11 +108,7 @@ def decode_statepoint(record: Record, constants: tuple[int, ...], machine: int) 
     if not looks_like_statepoint(record):
         raise JITListenerError("its locations are not those of a statepoint")
     calling_convention, flags, count = (location.offset for location in record.locations[:META])
-    if flags & ~(GC_TRANSITION | DEOPT_LIVE_IN):
-        raise JITListenerError(f"a statepoint with unknown flags {flags:#x}")
     found = record.locations[META:]
-    if count > len(found):
-        raise JITListenerError(f"{count} deopt values in {len(found)} locations")
     deopt = []
     for number, location in enumerate(found[:count], META + 1):
         try:

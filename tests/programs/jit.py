@@ -65,9 +65,9 @@ def target_machine(small: bool = False, opt: int = 0) -> llvm.TargetMachine:
 class Program:
     """An engine of one kind and what it has loaded; `address` of a function as the engine says."""
 
-    def __init__(self, linker: str, small: bool = False) -> None:
+    def __init__(self, linker: str, small: bool = False, opt: int = 0) -> None:
         self.linker = linker
-        self.machine = target_machine(small)
+        self.machine = target_machine(small, opt)
         self.trackers: list[llvm.ResourceTracker] = []
         if linker == "mcjit":
             empty = llvm.parse_assembly("")
