@@ -39,8 +39,8 @@ def chain(poll: int, depth: int = 4) -> str:
         ]
         reference = "ptr addrspace(1) %p"
         if number + 1 < depth:
-            callee = f"i64 (i64, ptr addrspace(1)) @f{number + 1}"
-            called = statepoint("b", callee, arguments=("i64 %n", reference), live=(reference,),
+            callee = "i64 (i64, ptr addrspace(1))", f"@f{number + 1}"
+            called = statepoint("b", *callee, arguments=("i64 %n", reference), live=(reference,),
                                 identity=10 * number + 2)  # fmt: skip
             lines += [f"  {called}", f"  {relocate('q', 'b', 0, 0)}"]
             reference = "ptr addrspace(1) %q"

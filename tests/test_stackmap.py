@@ -179,7 +179,7 @@ def test_deopt_values_pairs_and_allocas_are_told_apart():
         Location(LocationKind.CONSTANT_INDEX, 8, 0, 0),
         slot(0),
         *(slot(8), slot(8), slot(8), slot(16)),
-        Location(LocationKind.DIRECT, 16, FP, -32),
+        Location(LocationKind.DIRECT, 8, FP, -32),
         deopt=2,
         constants=((1 << 64) - 5,),
     )
@@ -189,7 +189,6 @@ def test_deopt_values_pairs_and_allocas_are_told_apart():
         Root(Slot(SP, 8), Slot(SP, 8)),
         Root(Slot(SP, 8), Slot(SP, 16)),
         Root(Slot(FP, -32), Slot(FP, -32)),
-        Root(Slot(FP, -24), Slot(FP, -24)),
     )
 
 
@@ -217,10 +216,11 @@ def test_a_constant_for_a_root_is_null():
         ),
         ([slot(8)], {}, "1 locations for pairs"),
         ([slot(8, 4)] * 2, {}, "4 bytes of pointers"),
+        ([slot(12)] * 2, {}, "location 4: a root at [+]12, not aligned"),
         ([slot(8, 0)] * 2, {}, "0 bytes of pointers"),
         ([slot(8, 16), slot(8)], {}, "8 bytes of pointers derived from 16"),
         ([Location(LocationKind.INDIRECT, 8, 3, 0)] * 2, {}, "relative to rbx"),
-        ([Location(LocationKind.DIRECT, 12, SP, 0)], {}, "12 bytes of pointers"),
+        ([Location(LocationKind.DIRECT, 12, SP, 0)], {}, "an alloca, 12 bytes"),
         ([slot(8)], {"deopt": 2}, "not those of a statepoint"),
         ([Location(LocationKind.CONSTANT_INDEX, 8, 0, 1)], {"deopt": 1}, "constant 1 of 0"),
         ([], {"flags": 4}, "not those of a statepoint"),

@@ -8,21 +8,29 @@ from .faultmap import Fault, FaultKind
 from .frametable import FrameDescriptor
 from .listener import Safepoints
 from .lsda import Action, CallSite
+from .nativewalk import NativeWalker
 from .note_gc import NoteGC
 from .safepoint import ObjectSafepoints, Safepoint
 from .stackmap import LiveOut, Location, LocationKind, Record, StackMaps
+from .stacks import Entry, Stacks
 from .statepoint import Root, Slot, Statepoint
 from .tables import ObjectTables
+from .walk import Anchor, Frame, LiveRoot, read_word, walk, write_word
 
 __all__ = [
     "Action",
+    "Anchor",
     "CallSite",
+    "Entry",
     "Fault",
     "FaultKind",
+    "Frame",
     "FrameDescriptor",
     "LiveOut",
+    "LiveRoot",
     "Location",
     "LocationKind",
+    "NativeWalker",
     "NoteGC",
     "ObjectSafepoints",
     "ObjectTables",
@@ -32,5 +40,9 @@ __all__ = [
     "Safepoints",
     "Slot",
     "StackMaps",
+    "Stacks",
     "Statepoint",
+    "read_word",
+    "walk",
+    "write_word",
 ]

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from threading import RLock
+from typing import Protocol
 
 from ..errors import JITListenerError
 from ..events import JITEventListener, LoadedObject
@@ -22,6 +23,17 @@ from .safepoint import ObjectSafepoints, Safepoint
 from .tables import ObjectTables
 
 __all__ = ["Safepoints"]
+
+
+class Watcher(Protocol):
+    """Who is told first of what comes, and of what goes: before it can run, while it still can."""
+
+    def loaded(
+        self, obj: LoadedObject, code: list[tuple[int, int]], found: ObjectSafepoints | None
+    ) -> None:
+        """`code` is where it has code: start and end; `found` is None if nothing is recorded."""
+
+    def freeing(self, obj: LoadedObject) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +67,7 @@ class Safepoints(JITEventListener):
     ) -> None:
         self._on_safepoints = on_safepoints
         self._lock = RLock()
+        self._watchers: list[Watcher] = []
         self._code: tuple[_Code, ...] = ()
         """By address. Replaced, never changed, as others look things up meanwhile."""
         self._tables: dict[int, ObjectTables] = {}
@@ -79,6 +92,8 @@ class Safepoints(JITEventListener):
             self._code = tuple(sorted((*self._code, *code), key=_start))
             if tables and not error:
                 self._tables[obj.key] = tables
+            for watcher in self._watchers:
+                _tell(watcher, obj, code)
         if error:
             raise error
         if tables and tables.safepoints and self._on_safepoints:
@@ -86,6 +101,8 @@ class Safepoints(JITEventListener):
 
     def notify_freeing_object(self, obj: LoadedObject) -> None:
         with self._lock:
+            for watcher in self._watchers:
+                watcher.freeing(obj)
             self._code = tuple(code for code in self._code if code.object is not obj)
             if self._tables.pop(obj.key, None):
                 # A look-up under way may still put a safepoint of it into the old dictionary.
@@ -94,6 +111,16 @@ class Safepoints(JITEventListener):
                     for address, safepoint in self._found.items()
                     if safepoint.object is not obj
                 }
+
+    def watch(self, watcher: Watcher) -> None:
+        """Tell `watcher` of what is loaded, and of all that comes and goes from now on."""
+        with self._lock:
+            by_object: dict[LoadedObject, list[_Code]] = {}
+            for code in self._code:
+                by_object.setdefault(code.object, []).append(code)
+            for obj, ranges in by_object.items():
+                _tell(watcher, obj, ranges)
+            self._watchers.append(watcher)
 
     def __iter__(self) -> Iterator[Safepoint]:
         """All safepoints, by object in the order of loading, as its table has them."""
@@ -146,16 +173,34 @@ class Safepoints(JITEventListener):
                 found += safepoints.of(safepoints.object.function(name))
         return found
 
-    def _tables_at(self, address: int) -> ObjectTables | None:
-        """The tables of the loaded object that has code at an address."""
+    def function_at(self, address: int) -> str | None:
+        """The name of the loaded code at an address, for messages; None if there is none."""
+        code = self._code_at(address)
+        if code is None:
+            return None
+        function = code.object.function_at(address)
+        return function.demangled if function else repr(code.object)
+
+    def _code_at(self, address: int) -> _Code | None:
         table = self._code
         at = bisect_right(table, address, key=_start)
-        if not at or address >= table[at - 1].end:
+        return table[at - 1] if at and address < table[at - 1].end else None
+
+    def _tables_at(self, address: int) -> ObjectTables | None:
+        """The tables of the loaded object that has code at an address."""
+        code = self._code_at(address)
+        if code is None:
             return None
-        if error := table[at - 1].error:
-            raise error
-        return table[at - 1].tables
+        if code.error:
+            raise code.error
+        return code.tables
 
     def _safepoints(self) -> list[ObjectSafepoints]:
         with self._lock:
             return [tables.safepoints for tables in self._tables.values()]
+
+
+def _tell(watcher: Watcher, obj: LoadedObject, code: list[_Code]) -> None:
+    ranges = [(part.start, part.end) for part in code]
+    tables = code[0].tables if code and not code[0].error else None
+    watcher.loaded(obj, ranges, tables.safepoints if tables else None)

@@ -12,9 +12,13 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Literal, overload
 
+from perfmap import FrameRules
+
 from ..errors import JITListenerError
 from ..events import Function, LoadedObject
+from ..framerules import read_rules
 from ..objectfile import EM_X86_64
+from .framerule import FrameRule, FunctionRules
 from .relocated import RelocatedObject
 from .stackmap import DYNAMIC, LiveOut, Location, Record, StackMaps
 from .statepoint import Root, Statepoint, decode_statepoint, looks_like_statepoint, resolved
@@ -22,6 +26,7 @@ from .statepoint import Root, Statepoint, decode_statepoint, looks_like_statepoi
 __all__ = ["STACKMAPS", "ObjectSafepoints", "Safepoint"]
 
 STACKMAPS = ".llvm_stackmaps"
+EH_FRAME = ".eh_frame"
 
 
 class Safepoint:
@@ -96,6 +101,16 @@ class Safepoint:
         return self.statepoint.deopt
 
     @cached_property
+    def frame_rule(self) -> FrameRule:
+        """How to get to its caller's frame.
+
+        Raises JITListenerError where the function has no call frame information, or none that says
+        it, and for machines other than x86-64.
+        """
+        with self._located():
+            return self._owner.frame_rule(self.index)
+
+    @cached_property
     def kind(self) -> Literal["statepoint", "patchpoint", "stackmap"]:
         """What it is, as far as record and code tell.
 
@@ -133,6 +148,7 @@ class ObjectSafepoints(Sequence[Safepoint]):
         self.relocated = relocated
         """All of the object."""
         self._made: dict[int, Safepoint] = {}
+        self._function_rules: dict[int, FunctionRules] = {}
         tables = (content for _, _, content in relocated.sections(STACKMAPS))
         self.maps = StackMaps(b"".join(tables))
         """All that is recorded."""
@@ -160,8 +176,13 @@ class ObjectSafepoints(Sequence[Safepoint]):
 
     @cached_property
     def by_address(self) -> dict[int, int]:
-        """The index of the safepoint at an address; of several there the last."""
-        return {address: index for index, address in enumerate(self.maps.addresses)}
+        """The index of the safepoint at an address; where a stackmap follows a call, the call's."""
+        found = dict(zip(self.maps.addresses, range(len(self)), strict=True))
+        if len(found) < len(self):
+            for index, address in enumerate(self.maps.addresses):
+                if index < found[address] and looks_like_statepoint(self.record(index)):
+                    found[address] = index
+        return found
 
     @cached_property
     def by_id(self) -> dict[int, list[int]]:
@@ -169,6 +190,29 @@ class ObjectSafepoints(Sequence[Safepoint]):
         found: dict[int, list[int]] = {}
         for index, identity in enumerate(self.maps.ids()):
             found.setdefault(identity, []).append(index)
+        return found
+
+    def frame_rule(self, index: int) -> FrameRule:
+        """How to get from the frame of a safepoint to its caller's; raises as that one's does."""
+        if self.machine != EM_X86_64:
+            raise JITListenerError("stacks are walked on x86-64 alone")
+        function = self.maps.function(index).address
+        rules = self._function_rules.get(function)
+        if rules is None:
+            found = self._call_frames.get(function)
+            if found is None:
+                raise JITListenerError(
+                    "no call frame information: give the function the attribute uwtable"
+                )
+            rules = self._function_rules[function] = FunctionRules(found)
+        return rules.at(self.maps.addresses[index] - function)
+
+    @cached_property
+    def _call_frames(self) -> dict[int, FrameRules]:
+        """The rules of `.eh_frame`, by function."""
+        found = {}
+        for _, address, content in self.relocated.sections(EH_FRAME):
+            found.update(read_rules(content, address))
         return found
 
     def of(self, function: Function) -> list[Safepoint]:

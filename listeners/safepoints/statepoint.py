@@ -9,7 +9,8 @@ skipped is an object lost. The locations, in this order:
     the allocas of "gc-live"                              direct
 
 How many pairs there are is not recorded: the allocas are the direct locations at the end, and what
-is between is pairs. A location of k pointers' size holds k pointers.
+is between is pairs. A pair of k pointers' size holds k pointers. How large an alloca is, is not
+recorded: it holds one.
 
 The format: https://llvm.org/docs/Statepoints.html, "Stack Map Format"; where allocas are: LLVM's
 lib/CodeGen/SelectionDAG/StatepointLowering.cpp.
@@ -69,7 +70,7 @@ class Statepoint(NamedTuple):
     pairs: tuple[tuple[Location, Location], ...]
     """Base and derived location, in the order of the record; pairs may be there twice."""
     allocas: tuple[Location, ...]
-    """Those of its "gc-live" bundle: the words of each are references."""
+    """Those of its "gc-live" bundle: each is a reference. LLVM does not record their size."""
     roots: tuple[Root, ...]
     """Every reference of `pairs` and `allocas`, once; a pair of constants is none."""
 
@@ -144,8 +145,12 @@ def decode_statepoint(record: Record, constants: tuple[int, ...], machine: int) 
                 roots[root] = None
     for location in allocas:
         number += 1
-        for slot in _slots(location, LocationKind.DIRECT, usable, machine, number):
-            roots[Root(slot, slot)] = None
+        if location.size != POINTER:
+            raise JITListenerError(
+                f"location {number}: the address of an alloca, {location.size} bytes"
+            )
+        (slot,) = _slots(location, LocationKind.DIRECT, usable, machine, number)
+        roots[Root(slot, slot)] = None
     return Statepoint(calling_convention, flags, tuple(deopt), pairs, allocas, tuple(roots))
 
 
@@ -168,5 +173,7 @@ def _slots(
             f"location {number}: a root relative to {register_name(machine, location.register)},"
             " which holds neither stack pointer nor frame pointer"
         )
+    if location.offset % POINTER:
+        raise JITListenerError(f"location {number}: a root at {location.offset:+}, not aligned")
     places = range(location.offset, location.offset + location.size, POINTER)
     return [Slot(location.register, offset) for offset in places]

@@ -15,12 +15,11 @@ from .frametable import FRAMETABLE, FrameDescriptor, read_frametable
 from .lsda import EXCEPT_TABLE, CallSite, read_lsda
 from .note_gc import NOTE_GC, NoteGC, read_note_gc
 from .relocated import RelocatedObject
-from .safepoint import STACKMAPS, ObjectSafepoints
+from .safepoint import EH_FRAME, STACKMAPS, ObjectSafepoints
 
 __all__ = ["ObjectTables"]
 
 T = TypeVar("T")
-EH_FRAME = ".eh_frame"
 
 
 class ObjectTables:

@@ -19,7 +19,8 @@ declare i64 @many(i64, i64, i64, i64, i64, i64, i64, i64, i64, i64)
 
 def statepoint(
     name: str,
-    callee: str = "void () @poll",
+    kind: str = "void ()",
+    target: str = "@poll",
     *,
     identity: int = 0,
     arguments: tuple[str, ...] = (),
@@ -27,8 +28,7 @@ def statepoint(
     deopt: tuple[str, ...] = (),
     flags: int = 0,
 ) -> str:
-    """A call as a statepoint, its token being %name; `callee` is its type and value."""
-    kind, target = callee.rsplit(" ", 1)
+    """A call of `target`, a function of type `kind`, as a statepoint, its token being %name."""
     given = "".join(f", {argument}" for argument in arguments)
     bundles = [f'"{tag}"({", ".join(values)})' for tag, values in
                (("gc-live", live), ("deopt", deopt)) if values]  # fmt: skip
@@ -121,7 +121,7 @@ class _Body:
         self.lines.append(
             statepoint(
                 token,
-                *(["i64 (i64, i64, i64, i64, i64, i64, i64, i64, i64, i64) @many"] if many else []),
+                *((f"i64 ({', '.join(['i64'] * 10)})", "@many") if many else ()),
                 identity=self.chance.getrandbits(62),
                 arguments=tuple(self.number() for _ in range(10)) if many else (),
                 live=tuple(chosen),

@@ -1,0 +1,140 @@
+"""`Stacks`: Python functions that JIT'd code calls as safepoints, and where each thread stands.
+
+JIT'd code calls a small function that LLVM compiles for this: it knows where its own return address
+is and the caller's frame pointer, and hands them on. While the Python function runs, that anchor is
+on its thread's list, so a collector that runs in it, or in another thread, can walk the stack.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import JITListenerError
+from .native import compiled
+from .walk import Anchor
+
+__all__ = ["Entry", "Stacks"]
+
+# LLVM's types that can be passed, and what they are in Python.
+TYPES: dict[str, Any] = {
+    "i8": ctypes.c_int8,
+    "i16": ctypes.c_int16,
+    "i32": ctypes.c_int32,
+    "i64": ctypes.c_int64,
+    "float": ctypes.c_float,
+    "double": ctypes.c_double,
+    "ptr": ctypes.c_uint64,
+    "ptr addrspace(1)": ctypes.c_uint64,
+}
+
+# With a frame pointer of its own: the word it points to holds the caller's.
+ENTRY = """
+declare ptr @llvm.addressofreturnaddress.p0()
+declare ptr @llvm.frameaddress.p0(i32)
+define {result} @{name}({parameters}) uwtable "frame-pointer"="all" {{
+  %slot = call ptr @llvm.addressofreturnaddress.p0()
+  %frame = call ptr @llvm.frameaddress.p0(i32 0)
+  %fp = load ptr, ptr %frame
+  {value}call {result} inttoptr (i64 {callback} to ptr)({arguments})
+  ret {returned}
+}}
+"""
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A function that JIT'd code can call at `address`."""
+
+    address: int
+    name: str
+    _alive: tuple[Any, ...]
+
+
+class Stacks:
+    """The stacks of JIT'd code in this process, as far as they go through its entries."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._anchors: dict[int, list[Anchor]] = {}
+
+    def entry(self, function: Callable[..., Any], result: str = "void", *parameters: str) -> Entry:
+        """A function for JIT'd code to call, which calls `function` in Python.
+
+        `result` and `parameters` are LLVM's types: i8 to i64, float, double, ptr and references,
+        `ptr addrspace(1)`. It lives as long as the Entry does. An exception in `function` is
+        reported as unraisable, and the call gives 0.
+
+        Raises JITListenerError for another type.
+        """
+        try:
+            types = [TYPES[parameter] for parameter in parameters]
+            result_type = None if result == "void" else TYPES[result]
+        except KeyError as error:
+            raise JITListenerError(
+                f"the type {error.args[0]!r}: one of {', '.join(TYPES)} can be passed"
+            ) from None
+
+        def call(slot: int, fp: int, *arguments: Any) -> Any:
+            anchors = self._own()
+            anchors.append(Anchor(slot, fp))
+            try:
+                return function(*arguments)
+            finally:
+                anchors.pop()
+
+        prototype = ctypes.CFUNCTYPE(result_type, ctypes.c_uint64, ctypes.c_uint64, *types)
+        callback = prototype(call)
+        names = [f"{parameter} %a{number}" for number, parameter in enumerate(parameters)]
+        name = f"jitlisten_entry_{next(_numbers)}"
+        text = ENTRY.format(
+            name=name,
+            result=result,
+            parameters=", ".join(names),
+            callback=ctypes.cast(callback, ctypes.c_void_p).value,
+            value="" if result == "void" else "%value = ",
+            arguments=", ".join(("ptr %slot", "ptr %fp", *names)),
+            returned="void" if result == "void" else f"{result} %value",
+        )
+        engine = compiled(text)
+        return Entry(engine.get_function_address(name), name, (engine, callback))
+
+    def anchors(self, thread: int | None = None) -> list[Anchor]:
+        """Those of a thread, by its `threading.get_ident()`, or of this one: innermost first.
+
+        They are what `walk` wants. They stay true while the thread is in the function that an entry
+        has called; a runtime sees to that.
+        """
+        ident = threading.get_ident() if thread is None else thread
+        return self._anchors.get(ident, [])[::-1]
+
+    def threads(self) -> dict[int, list[Anchor]]:
+        """The anchors of every thread that has any, innermost first."""
+        return {ident: anchors[::-1] for ident, anchors in self._anchors.copy().items() if anchors}
+
+    def _own(self) -> list[Anchor]:
+        """This thread's anchors. Those of a thread that has ended are dropped with it."""
+        try:
+            own: _Own = self._local.own
+        except AttributeError:
+            own = self._local.own = _Own(self._anchors)
+        return own.anchors
+
+
+class _Own:
+    """A thread's anchors, in the list of all while the thread lives."""
+
+    def __init__(self, everyones: dict[int, list[Anchor]]) -> None:
+        self._ident, self._everyones = threading.get_ident(), everyones
+        self.anchors: list[Anchor] = []
+        everyones[self._ident] = self.anchors
+
+    def __del__(self) -> None:
+        if self._everyones.get(self._ident) is self.anchors:
+            del self._everyones[self._ident]
