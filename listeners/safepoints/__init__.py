@@ -2,6 +2,8 @@
 
 `Safepoints` is the listener. The readers are one file a format: `stackmap` and, above it,
 `statepoint`; `faultmap`; `lsda`; `note_gc`; `frametable`.
+
+`place_statepoints` makes what they are about, and `emit` has what llvmlite.ir lacks for it.
 """
 
 from .faultmap import Fault, FaultKind
@@ -10,6 +12,7 @@ from .listener import Safepoints
 from .lsda import Action, CallSite
 from .nativewalk import NativeWalker
 from .note_gc import NoteGC
+from .placement import place_statepoints
 from .safepoint import ObjectSafepoints, Safepoint
 from .stackmap import LiveOut, Location, LocationKind, Record, StackMaps
 from .stacks import Entry, Stacks
@@ -42,6 +45,7 @@ __all__ = [
     "StackMaps",
     "Stacks",
     "Statepoint",
+    "place_statepoints",
     "read_word",
     "walk",
     "write_word",

@@ -1,0 +1,347 @@
+"""What llvmlite.ir lacks for garbage collection and patching, beside its IRBuilder.
+
+For front ends: strategies of functions, the type of references, statepoints with what is live
+across them and the values that come out of them, stackmaps, patchpoints. What would make LLVM end
+the process is refused here, with JITListenerError. The intrinsics are those of
+https://llvm.org/docs/Statepoints.html and https://llvm.org/docs/StackMaps.html.
+
+Most front ends need `set_gc` and REFERENCE only: `place_statepoints` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from llvmlite.ir.values import FunctionAttributes
+
+from ..errors import JITListenerError
+
+__all__ = [
+    "REFERENCE",
+    "STRATEGIES",
+    "StatepointCall",
+    "patchpoint",
+    "set_gc",
+    "set_leaf",
+    "stackmap",
+    "statepoint",
+]
+
+REFERENCE = ir.PointerType(addrspace=1)
+"""The type of references to collected objects, by LLVM's own strategies."""
+
+STRATEGIES = ("statepoint-example", "coreclr", "shadow-stack")
+"""The strategies that llvmlite's LLVM can generate code for. It knows "erlang" and "ocaml", too,
+but not how to print their tables, and then ends the process."""
+
+MOST_RETURNED = 2
+"""How many registers of results LLVM can take from a statepoint, by every calling convention."""
+
+_SIMPLE = "LLVM can take integers of up to 64 bits, pointers, float and double"
+
+SMALLEST_CALL = 13
+"""How many bytes LLVM needs to call a patchpoint's target, on x86-64; on AArch64 it is 16."""
+
+
+class _Token(ir.Type):  # type: ignore[misc]
+    def _to_string(self) -> str:
+        return "token"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Token)
+
+    def __hash__(self) -> int:
+        return hash(_Token)
+
+
+class _Attributes(FunctionAttributes):  # type: ignore[misc]
+    """A function's attributes, with what llvmlite has no place for."""
+
+    gc = ""
+    leaf = False
+
+    def __bool__(self) -> bool:
+        return True
+
+    def _to_list(self, ret_type: ir.Type) -> list[str]:
+        attributes: list[str] = super()._to_list(ret_type)
+        if self.leaf:
+            attributes.insert(0, '"gc-leaf-function"')
+        if self.gc:
+            attributes.insert(len(attributes) - bool(self.personality), f'gc "{self.gc}"')
+        return attributes
+
+
+def set_gc(function: ir.Function, strategy: str = "statepoint-example") -> None:
+    """Mark a function as one whose frames a collector walks; REFERENCE is what it looks for.
+
+    Raises JITListenerError for a strategy that llvmlite cannot generate code for.
+    """
+    if strategy not in STRATEGIES:
+        raise JITListenerError(
+            f"llvmlite cannot generate code for the garbage collection strategy {strategy!r}; it"
+            f" can for {', '.join(STRATEGIES)}"
+        )
+    _attributes(function).gc = strategy
+
+
+def set_leaf(function: ir.Function) -> None:
+    """Say that a function never collects and calls none that does: its calls are no safepoints."""
+    _attributes(function).leaf = True
+
+
+def _attributes(function: ir.Function) -> _Attributes:
+    old = function.attributes
+    if not isinstance(old, _Attributes):
+        function.attributes = new = _Attributes(old)
+        new.alignstack, new.personality = old.alignstack, old.personality
+    attributes: _Attributes = function.attributes
+    return attributes
+
+
+class _Call(ir.Instruction):  # type: ignore[misc]
+    """A call of an intrinsic, as LLVM reads it. Its declaration LLVM adds itself."""
+
+    def __init__(
+        self, block: ir.Block, type_: ir.Type, callee: str, arguments: Sequence[str], rest: str = ""
+    ) -> None:
+        super().__init__(block, type_, "call", [])
+        self._text = f"{callee}({', '.join(arguments)}){rest}"
+
+    def descr(self, buf: list[str]) -> None:
+        buf.append(f"call {self._text}{self._stringify_metadata(leading_comma=True)}\n")
+
+
+def _insert(builder: ir.IRBuilder, *call: Any) -> _Call:
+    instruction = _Call(builder.block, *call)
+    builder._insert(instruction)
+    return instruction
+
+
+def _typed(value: ir.Value) -> str:
+    return f"{value.type} {value.get_reference()}"
+
+
+class StatepointCall:
+    """A call that is a safepoint, with what is to be used after it."""
+
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        function: ir.Value,
+        arguments: Sequence[ir.Value],
+        live: Sequence[ir.Value],
+        deopt: Sequence[ir.Value],
+        id: int,
+        patch_bytes: int,
+    ) -> None:
+        self._builder = builder
+        self._returns = function.function_type.return_type
+        self._live = {value.get_reference(): at for at, value in enumerate(live)}
+        bundles = [
+            f'"{name}"({", ".join(map(_typed, values))})'
+            for name, values in (("deopt", deopt), ("gc-live", live))
+            if values
+        ]
+        self.token = _insert(
+            builder,
+            _Token(),
+            "token (i64, i32, ptr, i32, i32, ...) @llvm.experimental.gc.statepoint.p0",
+            [
+                f"i64 {id}",
+                f"i32 {patch_bytes}",
+                f"ptr elementtype({function.function_type}) {function.get_reference()}",
+                f"i32 {len(arguments)}",
+                "i32 0",
+                *map(_typed, arguments),
+                "i32 0",
+                "i32 0",
+            ],
+            f" [ {', '.join(bundles)} ]" if bundles else "",
+        )
+
+    def result(self) -> ir.Value:
+        """Build the value that the callee has returned."""
+        if isinstance(self._returns, ir.VoidType):
+            raise JITListenerError("the callee of this statepoint returns nothing")
+        return _insert(
+            self._builder,
+            self._returns,
+            f"{self._returns} @llvm.experimental.gc.result",
+            [_typed(self.token)],
+        )
+
+    def relocate(self, value: ir.Value, base: ir.Value | None = None) -> ir.Value:
+        """Build what `value` is after the call; for one that points into an object, with its base.
+
+        Raises JITListenerError unless both are among the live ones, and references.
+        """
+        indices = []
+        for live in (base or value, value):
+            if live.type != REFERENCE or live.get_reference() not in self._live:
+                raise JITListenerError(
+                    f"{live.get_reference()} is not among the references that are live across"
+                    " this statepoint"
+                )
+            indices.append(f"i32 {self._live[live.get_reference()]}")
+        return _insert(
+            self._builder,
+            REFERENCE,
+            f"{REFERENCE} @llvm.experimental.gc.relocate.p1",
+            [_typed(self.token), *indices],
+        )
+
+
+def statepoint(
+    builder: ir.IRBuilder,
+    function: ir.Value,
+    arguments: Sequence[ir.Value] = (),
+    *,
+    live: Sequence[ir.Value] = (),
+    deopt: Sequence[ir.Value] = (),
+    id: int = 0xABCDEF00,
+    patch_bytes: int = 0,
+) -> StatepointCall:
+    """Build a call of `function` at which a collector can run.
+
+    `live` are references (REFERENCE), which the collector may move: after the call use what
+    `relocate` gives. Or they are allocas that hold one. `deopt` are values for the record that the
+    callee may want to know. With `patch_bytes` there is no call but so many bytes of no-ops.
+
+    Raises JITListenerError where LLVM would end the process: if the function that is built has no
+    strategy with statepoints, if a live value is no reference, or the arguments do not fit.
+    """
+    caller = builder.function
+    if getattr(caller.attributes, "gc", "") not in ("statepoint-example", "coreclr"):
+        raise JITListenerError(
+            f"function {caller.name!r} has no garbage collection strategy with statepoints; call"
+            " set_gc(function) first"
+        )
+    parameters = function.function_type.args
+    if [value.type for value in arguments] != list(parameters) or function.function_type.var_arg:
+        raise JITListenerError(
+            f"a statepoint in function {caller.name!r}: {function.get_reference()} takes"
+            f" ({', '.join(map(str, parameters))}) and no variable arguments"
+        )
+    for value in live:
+        alloca = isinstance(value, ir.AllocaInstr) and value.allocated_type == REFERENCE
+        if value.type != REFERENCE and not alloca:
+            raise JITListenerError(
+                f"a statepoint in function {caller.name!r}: {_typed(value)} is no reference"
+                f" ({REFERENCE}) and no alloca of one"
+            )
+    if _registers(function.function_type.return_type) > MOST_RETURNED:
+        raise JITListenerError(
+            f"a statepoint in function {caller.name!r}: {function.get_reference()} returns more"
+            f" than {MOST_RETURNED} registers hold; let it write to memory that the caller gives"
+        )
+    _check_id(id)
+    _check_bytes(patch_bytes)
+    return StatepointCall(builder, function, arguments, live, deopt, id, patch_bytes)
+
+
+def stackmap(
+    builder: ir.IRBuilder, id: int, live: Sequence[ir.Value] = (), shadow_bytes: int = 0
+) -> ir.Instruction:
+    """Build a stackmap: the record of this point says where the live values are.
+
+    The next `shadow_bytes` bytes of code can be overwritten. Raises JITListenerError for a value
+    that LLVM cannot record.
+    """
+    _check_id(id)
+    _check_bytes(shadow_bytes)
+    _check_values(live)
+    return _insert(
+        builder,
+        ir.VoidType(),
+        "void (i64, i32, ...) @llvm.experimental.stackmap",
+        [f"i64 {id}", f"i32 {shadow_bytes}", *map(_typed, live)],
+    )
+
+
+def patchpoint(
+    builder: ir.IRBuilder,
+    id: int,
+    size: int = 16,
+    target: ir.Value | None = None,
+    arguments: Sequence[ir.Value] = (),
+    *,
+    live: Sequence[ir.Value] = (),
+    returns: ir.Type | None = None,
+) -> ir.Instruction:
+    """Build a patchpoint: `size` bytes of code that call `target` with the arguments, or nothing.
+
+    Without a target the code is no-ops, and what it `returns` is undefined: `Patchpoints` makes
+    calls of them, and jumps.
+
+    Code generation then leaves out the registers that are live after a patchpoint, in all modules
+    of this process: with them LLVM 22 ends the process where floating-point code or a call follows.
+
+    Raises JITListenerError if `size` is too small for the call, or for a value that LLVM cannot
+    take.
+    """
+    _check_id(id)
+    _check_bytes(size)
+    if target is not None and size < SMALLEST_CALL:
+        raise JITListenerError(
+            f"patchpoint {id} of {size} bytes: LLVM needs {SMALLEST_CALL} to call a target"
+        )
+    returned = ir.VoidType() if returns is None else returns
+    if returns is not None and not _is_simple(returned):
+        raise JITListenerError(f"patchpoint {id} returns {returned}: {_SIMPLE}")
+    _check_values((*arguments, *live))
+    _leave_out_live_registers()
+    kind = "void" if returns is None else returned.intrinsic_name
+    return _insert(
+        builder,
+        returned,
+        f"{returned} (i64, i32, ptr, i32, ...) @llvm.experimental.patchpoint.{kind}",
+        [
+            f"i64 {id}",
+            f"i32 {size}",
+            "ptr null" if target is None else _typed(target),
+            f"i32 {len(arguments)}",
+            *map(_typed, (*arguments, *live)),
+        ],
+    )
+
+
+def _is_simple(type_: ir.Type) -> bool:
+    simple = isinstance(type_, ir.PointerType | ir.FloatType | ir.DoubleType)
+    return simple or (isinstance(type_, ir.IntType) and type_.width <= 64)
+
+
+def _registers(type_: ir.Type) -> int:
+    """At most how many registers a returned value takes."""
+    if isinstance(type_, ir.VoidType):
+        return 0
+    if isinstance(type_, ir.IntType):
+        return -(-int(type_.width) // 64)
+    if isinstance(type_, ir.VectorType | ir.ArrayType):
+        return int(type_.count) * _registers(type_.element)
+    if isinstance(type_, ir.LiteralStructType | ir.IdentifiedStructType):
+        return sum(map(_registers, type_.elements))
+    return 1
+
+
+def _check_values(values: Sequence[ir.Value]) -> None:
+    for value in values:
+        if not _is_simple(value.type):
+            raise JITListenerError(f"{_typed(value)} cannot be recorded: {_SIMPLE}")
+
+
+def _leave_out_live_registers() -> None:
+    llvm.set_option("", "-enable-patchpoint-liveness=false")
+
+
+def _check_id(id: int) -> None:
+    if not 0 <= id < 2**64:
+        raise JITListenerError(f"the id {id} is no number of 64 bits without a sign")
+
+
+def _check_bytes(size: int) -> None:
+    if not 0 <= size < 2**16:
+        raise JITListenerError(f"{size} bytes to patch: at most 65535 can be reserved")

@@ -1,0 +1,307 @@
+"""`place_statepoints`: a front end writes calls and references; a collector finds all of them."""
+
+import ctypes
+import re
+import sys
+
+import llvmlite.binding as llvm
+import pytest
+from collector import Runtime
+from jit import target_machine
+from tools import PROGRAMS, run
+
+from listeners import JITListenerError
+from listeners.objectfile import ObjectFile
+from listeners.safepoints import StackMaps, place_statepoints
+
+REF = "ptr addrspace(1)"
+GC = 'gc "statepoint-example"'
+DECLARED = f"""
+declare void @poll()
+declare {REF} @make()
+declare void @leaf({REF}) "gc-leaf-function"
+declare i32 @__gxx_personality_v0(...)
+"""
+
+
+def placed(text: str) -> str:
+    return str(place_statepoints(llvm.parse_assembly(DECLARED + text)))
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(JITListenerError) as refused:
+        placed(text)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("first", [0, 40])
+def test_random_functions_compute_the_same_where_objects_move(first):
+    printed = run(sys.executable, str(PROGRAMS / "moving.py"), str(first), str(first + 40))
+    rows = [line.split() for line in printed.splitlines()]
+    assert len(rows) == 40
+    assert sum(int(row[4]) for row in rows) > 500  # roots
+    assert sum(int(row[5]) for row in rows) > 50  # of which derived
+
+
+def test_derived_pointers_follow_their_objects(linker):
+    runtime = Runtime(linker)
+    (address,) = runtime.load(
+        place_statepoints(
+            llvm.parse_assembly(
+                runtime.code
+                + f"""
+                define i64 @f(i64 %n) {GC} {{
+                  %o = call {REF} @alloc(i64 0, i64 4)
+                  %inside = getelementptr i64, {REF} %o, i64 3
+                  store i64 %n, {REF} %inside
+                  call void @poll()
+                  call void @poll()
+                  %v = load i64, {REF} %inside
+                  ret i64 %v
+                }}"""
+            )
+        ),
+        "f",
+    )
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)
+    assert function(41) == 41
+    assert runtime.heap.moved == 2
+    assert runtime.derived == 2
+    runtime.rewrite = False
+    assert function(41) != 41
+
+
+def test_the_module_given_stays_as_it_was():
+    module = llvm.parse_assembly(
+        DECLARED + f"define void @f() {GC} {{ call void @poll() ret void }}"
+    )
+    before = str(module)
+    after = place_statepoints(module)
+    assert str(module) == before
+    assert "gc.statepoint" in str(after)
+
+
+def test_functions_without_a_strategy_stay_as_they_are():
+    assert "statepoint" not in placed("define void @f() { call void @poll() ret void }")
+    assert "gc.statepoint" not in placed(
+        'define void @f() gc "shadow-stack" { call void @poll() ret void }'
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        f"call void @leaf({REF} %o)",
+        'call void @poll() "gc-leaf-function"',
+        'call void asm sideeffect "nop", ""()',
+        f"call void @llvm.memset.p1.i64({REF} %o, i8 0, i64 8, i1 false)",
+    ],
+)
+def test_what_cannot_collect_is_no_safepoint(call):
+    assert "gc.statepoint" not in placed(f"define void @f({REF} %o) {GC} {{ {call} ret void }}")
+
+
+def test_a_musttail_call_leaves_no_frame_to_walk():
+    text = placed(f"define void @f() {GC} {{ musttail call void @poll() ret void }}")
+    assert "musttail call void @poll()" in text
+    assert "gc.statepoint" not in text
+
+
+@pytest.mark.parametrize(
+    ("call", "callee"),
+    [
+        ("call void %p()", "ptr elementtype(void ()) %p"),
+        ("call void inttoptr (i64 4096 to ptr)()", "inttoptr (i64 4096 to ptr)"),
+        ("tail call fastcc void @poll()", "call fastcc token"),
+        ('call void @poll() "statepoint-id"="77"', "(i64 77, i32 0"),
+        ('call void @poll() [ "deopt"(i64 %n, i32 7) ]', '"deopt"(i64 %n, i32 7)'),
+        ("call void (i32, ...) @variadic(i32 1, i64 %n)", "(i32, ...)) @variadic, i32 2, i32 0"),
+        ("call void @small(i8 3)", "i8 zeroext 3"),
+        ("call void @small(i8 noundef zeroext 3)", "i8 zeroext 3"),
+        ('call void @"a b"()', '@"a b"'),
+    ],
+)
+def test_every_other_call_is_one(call, callee):
+    text = placed(
+        'declare void @variadic(i32, ...)\ndeclare void @small(i8 zeroext)\ndeclare void @"a b"()'
+        f"define void @f(ptr %p, i64 %n) {GC} {{ {call} ret void }}"
+    )
+    (line,) = (line for line in text.splitlines() if "= call" in line)
+    assert "gc.statepoint" in line
+    assert callee in line
+
+
+def test_only_what_is_live_after_a_call_is_recorded():
+    text = placed(
+        f"""
+        define {REF} @f({REF} %dead, {REF} %live) {GC} {{
+          call void @leaf({REF} %dead)
+          %made = call {REF} @make()
+          call void @leaf({REF} %made)
+          ret {REF} %live
+        }}"""
+    )
+    assert re.findall(r'"gc-live"\((.*?)\) \]', text) == [f"{REF} %live"]
+
+
+def test_bases_that_meet_meet_in_a_phi_of_their_own():
+    text = placed(
+        f"""
+        define i64 @f(i1 %c, {REF} %a, {REF} %b) {GC} {{
+          br i1 %c, label %one, label %two
+        one:
+          %x = getelementptr i8, {REF} %a, i64 8
+          br label %both
+        two:
+          %y = getelementptr i8, {REF} %b, i64 16
+          br label %both
+        both:
+          %d = phi {REF} [ %x, %one ], [ %y, %two ]
+          call void @poll()
+          %v = load i64, {REF} %d
+          ret i64 %v
+        }}"""
+    )
+    (base,) = re.findall(rf"(%\S+) = phi {re.escape(REF)} \[ %a, %one \], \[ %b, %two \]", text)
+    (live,) = re.findall(r'"gc-live"\((.*?)\) \]', text)
+    assert set(live.split(", ")) == {f"{REF} {base}", f"{REF} %d"}
+    assert f"; ({base}, %d)" in text  # as LLVM comments a relocate of what is derived
+
+
+def test_a_reference_left_in_an_alloca_is_a_root_from_the_entry_on():
+    text = placed(
+        f"""
+        declare void @out(ptr)
+        define {REF} @f() {GC} {{
+          %slot = alloca {REF}
+          call void @llvm.lifetime.start.p0(ptr %slot)
+          call void @poll()
+          call void @out(ptr %slot)
+          %o = load {REF}, ptr %slot
+          ret {REF} %o
+        }}"""
+    )
+    assert f"store {REF} null, ptr %slot" in text
+    assert text.count('"gc-live"(ptr %slot)') == 2
+    assert "call void @llvm.lifetime" not in text  # or its memory could be another one's
+
+
+def test_references_in_vectors_are_roots_each():
+    text = placed(
+        f"""
+        define <2 x {REF}> @f({REF} %o) {GC} {{
+          %v = load <2 x {REF}>, {REF} %o
+          call void @poll()
+          ret <2 x {REF}> %v
+        }}"""
+    )
+    machine = target_machine(opt=2)
+    obj = machine.emit_object(llvm.parse_assembly(text))
+    file = ObjectFile(obj)
+    names = [file.section_name(index) for index in range(len(file.sections))]
+    ((_, record),) = StackMaps(file.contents(names.index(".llvm_stackmaps"))).records()
+    assert [location.size for location in record.locations[3:]] == [16, 16]
+
+
+def test_calls_keep_their_source_lines():
+    text = placed(
+        f"""
+        define void @f() {GC} !dbg !4 {{ call void @poll(), !dbg !5 ret void, !dbg !5 }}
+        !llvm.dbg.cu = !{{!0}}
+        !llvm.module.flags = !{{!2}}
+        !0 = distinct !DICompileUnit(language: DW_LANG_C, file: !1, emissionKind: FullDebug)
+        !1 = !DIFile(filename: "f", directory: "/")
+        !2 = !{{i32 2, !"Debug Info Version", i32 3}}
+        !3 = !DISubroutineType(types: !{{null}})
+        !4 = distinct !DISubprogram(name: "f", file: !1, line: 1, type: !3, unit: !0,
+                                    spFlags: DISPFlagDefinition)
+        !5 = !DILocation(line: 7, scope: !4)
+        """
+    )
+    (statepoint,) = (line for line in text.splitlines() if "= call token" in line)
+    (number,) = re.findall(r", !dbg (!\d+)", statepoint)
+    assert f"{number} = !DILocation(line: 7" in text
+
+
+def test_loads_that_llvm_could_move_across_a_collection_lose_what_allows_that():
+    text = placed(
+        f"""
+        define i64 @f({REF} noalias dereferenceable(8) %o) {GC} {{
+          call void @poll()
+          %v = load i64, {REF} %o, !invariant.load !{{}}
+          ret i64 %v
+        }}"""
+    )
+    assert "invariant.load" not in text
+    assert "dereferenceable" not in text
+
+
+AROUND = {
+    "an alloca of references and others": (
+        f"%a = alloca {{ i64, {REF} }} store {{ i64, {REF} }} zeroinitializer, ptr %a",
+        "no record can name the references",
+    ),
+    "an array of references": (f"%a = alloca [2 x {REF}]", "no record can name the references"),
+    "an alloca of a named struct with references": (
+        "%a = alloca [2 x %Outer]",
+        "no record can name the references",
+    ),
+    "an alloca that is no variable": (f"br label %x x: %a = alloca {REF}", "no record can name"),
+    "a stored pointer into an object": (
+        f"%i = getelementptr i8, {REF} %o, i64 8 store {REF} %i, ptr %p",
+        "%i points into an object",
+    ),
+    "a struct with a reference across a call": (
+        f"%s = call {{ i64, {REF} }} @two() call void @poll()"
+        f" %x = extractvalue {{ i64, {REF} }} %s, 1 call void @leaf({REF} %x)",
+        "%s holds references among other data",
+    ),
+    "a result that no registers hold": (
+        "%s = call { i64, i64, i64, i64 } @four()",
+        "cannot return more than 2 registers hold",
+    ),
+    "a variadic call with a result": (
+        "%s = call i64 (...) @variadic()",
+        "no statepoint for a variadic call with a result",
+    ),
+    "an argument that is copied": ("call void @byval(ptr byval(i64) %p)", "by byval(i64)"),
+    "an argument whose parameter is copied": ("call void @byval(ptr %p)", "by byval(i64)"),
+    "another operand bundle": (
+        'call void @poll() [ "kcfi"(i32 7) ]',
+        "cannot take the operand bundle 'kcfi'",
+    ),
+    "statepoints already there": (
+        "%t = call token (i64, i32, ptr, i32, i32, ...) @llvm.experimental.gc.statepoint.p0("
+        "i64 1, i32 0, ptr elementtype(void ()) @poll, i32 0, i32 0, i32 0, i32 0)",
+        "no statepoints can be placed around this",
+    ),
+    "vectors of pointers into objects": (
+        f"%i = getelementptr i8, {REF} %o, <2 x i64> <i64 8, i64 16> call void @poll()"
+        f" %x = extractelement <2 x {REF}> %i, i32 0 call void @leaf({REF} %x)",
+        "optimise without vectorisation",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AROUND)
+def test_it_refuses_what_no_record_can_name(case):
+    body, problem = AROUND[case]
+    said = refusal(
+        f"%Inner = type {{ {REF} }}\n%Outer = type {{ i64, %Inner }}\n"
+        f"declare {{ i64, {REF} }} @two()\ndeclare {{ i64, i64, i64, i64 }} @four()\n"
+        "declare i64 @variadic(...)\ndeclare void @byval(ptr byval(i64))\n"
+        f"define void @f({REF} %o, ptr %p) {GC} {{ {body} ret void }}"
+    )
+    assert said.startswith("function 'f'")
+    assert problem in said
+
+
+@pytest.mark.parametrize("strategy", ["erlang", "ocaml", "mine"])
+def test_it_refuses_strategies_without_statepoints(strategy):
+    said = refusal(f'define void @f() gc "{strategy}" {{ call void @poll() ret void }}')
+    assert "'f'" in said
+    assert repr(strategy) in said
+
+
+def test_it_refuses_a_module_that_is_not_valid():
+    assert "is not valid" in refusal("define i64 @f() { %a = add i64 %a, 1 ret i64 %a }")
