@@ -12,6 +12,7 @@ from .listener import Safepoints
 from .lsda import Action, CallSite
 from .nativewalk import NativeWalker
 from .note_gc import NoteGC
+from .patch import Patchpoint, Patchpoints
 from .placement import place_statepoints
 from .safepoint import ObjectSafepoints, Safepoint
 from .stackmap import LiveOut, Location, LocationKind, Record, StackMaps
@@ -37,6 +38,8 @@ __all__ = [
     "NoteGC",
     "ObjectSafepoints",
     "ObjectTables",
+    "Patchpoint",
+    "Patchpoints",
     "Record",
     "Root",
     "Safepoint",
