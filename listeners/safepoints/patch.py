@@ -72,7 +72,7 @@ _libc.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 class Patchpoint:
     """A place in loaded code that calls a function, jumps somewhere, or does nothing.
 
-    What changes it can be called from any thread, at any time; it takes some microseconds. It
+    What changes it can be called from any thread, at any time; it takes tens of microseconds. It
     raises JITListenerError, and changes nothing, if the code has been freed, or if the place cannot
     be changed by one store: of fewer than nine bytes not all can.
     """
