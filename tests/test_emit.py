@@ -51,15 +51,20 @@ def ends(text: str) -> bool:
 
 
 def test_statepoints_built_by_hand_relocate_what_is_live(linker):
+    runtime = Runtime(linker)
     made = Building("coreclr", I64)
     builder = made.builder
-    first = emit.statepoint(builder, made.alloc, [I64(0), I64(2)]).result()
+    alloc, poll = (
+        builder.inttoptr(I64(entry.address), function.type)
+        for entry, function in ((runtime.alloc, made.alloc), (runtime.poll, made.poll))
+    )
+    first = emit.statepoint(builder, alloc, [I64(0), I64(2)]).result()
     slot = builder.alloca(emit.REFERENCE)
     builder.store(first, slot)
     inside = builder.gep(first, [I64(2)], source_etype=I64)
     builder.store(made.function.args[0], inside)
     call = emit.statepoint(
-        builder, made.poll, live=[first, inside, slot], deopt=[I64(7), made.function.args[0]], id=99
+        builder, poll, live=[first, inside, slot], deopt=[I64(7), made.function.args[0]], id=99
     )
     moved, moved_inside = call.relocate(first), call.relocate(inside, first)
     reloaded = builder.load(slot, typ=emit.REFERENCE)
@@ -68,8 +73,7 @@ def test_statepoints_built_by_hand_relocate_what_is_live(linker):
     number = builder.add(builder.load(moved_inside, typ=I64), distance)
     builder.ret(builder.select(same, number, I64(0)))
 
-    runtime = Runtime(linker)
-    (address,) = runtime.load(made.defined() + runtime.code, "f")
+    (address,) = runtime.load(made.defined(), "f")
     assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(1000) == 1016
     assert runtime.heap.moved == 1
     (safepoint,) = runtime.safepoints.by_id(99)

@@ -35,6 +35,8 @@ _DEFINITION = re.compile(r"^define [^\n]*\{\n.*?^\}\n", re.MULTILINE | re.DOTALL
 _STRATEGY = re.compile(r'\) .*?\bgc "([^"]*)"')
 _PLAIN = re.compile(r"[A-Za-z._][-\w.]*")
 _CALLEE = re.compile(r'([@%](?:"[^"]*"|[-\w.$]+)|inttoptr \([^()]* to ptr\)|null|undef|poison)\(')
+_NAME = re.compile(r'@(?:"[^"]*"|[-\w.$]+)\(')
+_BEFORE_ATTRIBUTES = re.compile(r"(?: (?:local_)?unnamed_addr)?(?: addrspace\(\d+\))?")
 _CONVENTION = re.compile(r"(?<![%@\w.$-])(?:\w+cc|cc \d+|cc\d+|\w+_pcs)(?![\w.$-])")
 _NESTED = r"\((?:[^()]|\([^()]*\))*\)"
 _ATTRIBUTE = re.compile(
@@ -132,6 +134,15 @@ class IRFunction:
             lines.append(f"{block.name}:")
             lines += block.lines or (i.records + i.text for i in block.instructions)
         return "\n".join([*lines, "}\n"])
+
+    def unwind(self) -> None:
+        """Have it unwound, which walking its frames takes, also if it throws nothing."""
+        name = _NAME.search(self.header)
+        assert name
+        end = _closing(self.header, name.end() - 1) + 1
+        unnamed = _BEFORE_ATTRIBUTES.match(self.header, end)
+        assert unnamed
+        self.header = f"{self.header[: unnamed.end()]} uwtable{self.header[unnamed.end() :]}"
 
     def new_name(self) -> str:
         self._generated += 1

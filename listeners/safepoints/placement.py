@@ -131,6 +131,7 @@ class _Placement:
         if not self._safepoints:
             return
         function.header = _PARAMETER.sub("", function.header)
+        function.unwind()
         bodies = {block: self._body(block) for block in function.blocks.values()}
         for block, body in bodies.items():
             in_memory = self._pads.get(block.name, {})

@@ -1,35 +1,31 @@
-"""A runtime with a moving collector, for code that `place_statepoints` has made.
+"""A runtime with a moving collector, for functions with statepoints.
 
-Objects are a header, references, and words. `alloc` and `poll` are for the code; both may collect,
-and then every object moves and the old ones are overwritten.
+Objects are a header, references, and words. The code calls `alloc` and `poll`, both safepoints;
+when they collect, every object moves, and where it was is overwritten.
 """
 
 import ctypes
 import mmap
+import os
 import sys
+import threading
 import traceback
 
 import llvmlite.binding as llvm
 from jit import Program
 
 import listeners
+from listeners.safepoints import NativeWalker, Stacks
 
 WORD = ctypes.c_uint64
+REFERENCE = "ptr addrspace(1)"
 RUNTIME = """
-declare ptr @llvm.addressofreturnaddress.p0()
-define ptr addrspace(1) @alloc(i64 %references, i64 %words) noinline {{
-  %frame = call ptr @llvm.addressofreturnaddress.p0()
-  %made = call ptr inttoptr (i64 {alloc} to ptr)(ptr %frame, i64 %references, i64 %words)
-  %object = addrspacecast ptr %made to ptr addrspace(1)
-  ret ptr addrspace(1) %object
+define ptr addrspace(1) @alloc(i64 %references, i64 %words) gc "statepoint-example" {{
+  %o = call ptr addrspace(1) inttoptr (i64 {alloc} to ptr)(i64 %references, i64 %words)
+  ret ptr addrspace(1) %o
 }}
-define void @poll() noinline {{
-  %frame = call ptr @llvm.addressofreturnaddress.p0()
-  call void @poll_from(ptr %frame)
-  ret void
-}}
-define void @poll_from(ptr %frame) {{
-  call void inttoptr (i64 {poll} to ptr)(ptr %frame)
+define void @poll() gc "statepoint-example" {{
+  call void inttoptr (i64 {poll} to ptr)()
   ret void
 }}
 """
@@ -55,17 +51,19 @@ class Heap:
         self._words[address - self._start >> 3] = references << 33 | size >> 3 << 1 | 1
         return address
 
-    def collect(self, roots: list[tuple[WORD | None, WORD | None]], rewrite: bool = True) -> None:
-        """Move all that the roots (base, derived) refer to; overwrite where it was."""
+    def collect(self, roots: list[tuple[int, int]], rewrite: bool = True) -> None:
+        """Move all that the roots, slots of base and derived pointers or 0, refer to."""
         old = self.used
         self.used = self.next = scanned = 2 * self._start + self.size - old
-        values = [tuple(slot.value if slot else 0 for slot in root) for root in roots]
+        values = [
+            tuple(WORD.from_address(slot).value if slot else 0 for slot in root) for root in roots
+        ]
         for (base, derived), (old_base, old_derived) in zip(roots, values, strict=True):
             new = self._move(old_base, old)
             if rewrite and base:
-                base.value = new
+                WORD.from_address(base).value = new
             if rewrite and derived:
-                derived.value = new + old_derived - old_base
+                WORD.from_address(derived).value = new + old_derived - old_base
         while scanned < self.next:
             at = scanned - self._start >> 3
             header = self._words[at]
@@ -90,45 +88,56 @@ class Heap:
 
 
 class Runtime:
-    """An engine with a heap that is collected at every `every`-th safepoint; 0 is never."""
+    """An engine with a heap that is collected at every `every`-th call of it; 0 is never.
 
-    def __init__(self, linker: str, every: int = 1, size: int = 1 << 20) -> None:
+    With `threads` of them each collection waits until all of them have come to `poll`.
+    """
+
+    def __init__(self, linker: str, every: int = 1, size: int = 1 << 20, threads: int = 1) -> None:
         self.heap = Heap(size)
         self.every, self.rewrite = every, True
-        self.calls = self.frames = self.roots = self.derived = 0
+        self.calls = self.roots = self.derived = self.deepest = 0
+        self._lock = threading.Lock()
+        self._all_stopped = threading.Barrier(threads, self._safepoint)
+        self._threads = threads
         self.program = Program(linker)
         self.safepoints = listeners.Safepoints()
+        self.walker = NativeWalker(self.safepoints)
         listeners.attach(self.program.engine, self.safepoints)
-        kinds = ctypes.CFUNCTYPE(WORD, WORD, WORD, WORD), ctypes.CFUNCTYPE(None, WORD)
-        self._callbacks = kinds[0](self._alloc), kinds[1](self._poll)
-        alloc, poll = (ctypes.cast(c, ctypes.c_void_p).value for c in self._callbacks)
-        self.code = RUNTIME.format(alloc=alloc, poll=poll)
+        self.stacks = Stacks()
+        self.alloc = self.entry(self._alloc, REFERENCE, "i64", "i64")
+        self.poll = self.entry(self._all_stopped.wait)
+        self.code = RUNTIME.format(alloc=self.alloc.address, poll=self.poll.address)
 
     def load(self, module: llvm.ModuleRef | str, *functions: str) -> list[int]:
         return self.program.load(str(module), *functions)
 
-    def _alloc(self, frame: int, references: int, words: int) -> int:
-        try:
-            self._poll(frame)
-            return self.heap.allocate(references, words)
-        except BaseException:  # there is nobody to throw it to
-            traceback.print_exc()
-            sys.stderr.flush()
-            ctypes.CDLL(None)._exit(3)
+    def entry(self, function, result="void", *parameters):
+        """A function for the code; what it raises ends the process."""
 
-    def _poll(self, frame: int) -> None:
+        def call(*arguments):
+            try:
+                return function(*arguments)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(3)
+
+        return self.stacks.entry(call, result, *parameters)
+
+    def _alloc(self, references: int, words: int) -> int:
+        if self._threads == 1:
+            self._safepoint()
+        with self._lock:
+            return self.heap.allocate(references, words)
+
+    def _safepoint(self) -> None:
         self.calls += 1
         if self.every and not self.calls % self.every:
-            self.heap.collect(self._roots(frame), self.rewrite)
-
-    def _roots(self, slot: int) -> list[tuple[WORD | None, WORD | None]]:
-        found = []
-        while safepoint := self.safepoints.lookup(WORD.from_address(slot).value):
-            self.frames += 1
-            pointer = slot + 8
-            for root in safepoint.roots:
-                found.append(tuple(s and WORD.from_address(pointer + s.offset) for s in root))
-                self.derived += root.base != root.derived
-            slot = pointer + safepoint.frame_size
-        self.roots += len(found)
-        return found
+            roots = []
+            for anchors in self.stacks.threads().values():
+                roots += self.walker.roots(anchors)
+            self.roots += len(roots)
+            self.derived += sum(base != derived for base, derived in roots)
+            self.deepest = max(self.deepest, len(roots))
+            self.heap.collect(roots, self.rewrite)

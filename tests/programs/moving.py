@@ -26,9 +26,8 @@ declare ptr @__cxa_allocate_exception(i64)
 declare void @__cxa_throw(ptr, ptr, ptr)
 @_ZTIi = external global ptr
 
-define void @poll_or_throw(i64 %a) noinline uwtable {
-  %frame = call ptr @llvm.addressofreturnaddress.p0()
-  call void @poll_from(ptr %frame)
+define void @poll_or_throw(i64 %a) noinline gc "statepoint-example" {
+  call void @poll()
   %low = and i64 %a, 15
   %zero = icmp eq i64 %low, 0
   br i1 %zero, label %throw, label %done
