@@ -30,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .record import record
 
         return record(arguments[1:])
+    if arguments[:1] == ["report"]:
+        from .report import report
+
+        return report(arguments[1:])
 
     from argparse import ArgumentParser
 
@@ -41,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", dest="command")
     commands.add_parser("run", help="run a program with listeners attached to all its engines")
     commands.add_parser("record", help="record a program with perf, JIT'd code in full")
+    commands.add_parser("report", help="show where a recording of perf spent its time")
     doctor = commands.add_parser("doctor", help="say what works on this machine, and why not")
     doctor.add_argument("--json", action="store_true", help="write JSON instead of a table")
     commands.add_parser("clean", help="remove what ended programs have left for perf")
@@ -57,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jitlisten", version("jit-listeners"))
         return 0
     if options.command == "doctor":
-        from .doctor import report
+        from .doctor import report as show_checks
 
-        return report(as_json=options.json)
+        return show_checks(as_json=options.json)
     if options.command == "clean":
         from .clean import clean
 

@@ -14,7 +14,7 @@ from .events import Line
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["read_lines"]
+__all__ = ["file_names", "read_lines"]
 
 
 def read_lines(image: bytes) -> tuple[Line, ...]:
@@ -31,7 +31,7 @@ def read_lines(image: bytes) -> tuple[Line, ...]:
             line
             for unit in dwarf.iter_CUs()
             if (program := dwarf.line_program_for_CU(unit)) is not None
-            for line in _rows(program, _compilation_directory(unit))
+            for line in _rows(program, file_names(unit, program))
         ]
     except Exception as error:  # over malformed input pyelftools may raise anything
         raise JITListenerError(
@@ -41,26 +41,28 @@ def read_lines(image: bytes) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _compilation_directory(unit: Any) -> str:
+def file_names(unit: Any, program: Any) -> list[str]:
+    """The paths of the files of a compilation unit's line table, by their number there."""
     attribute = unit.get_top_DIE().attributes.get("DW_AT_comp_dir")
-    return attribute.value.decode("utf-8", "replace") if attribute else ""
-
-
-def _rows(program: Any, directory: str) -> Iterator[Line]:
-    header = program.header
+    directory = attribute.value.decode("utf-8", "replace") if attribute else ""
     # DWARF 5 counts files and directories from 0 (the compilation's own), DWARF 4 from 1.
-    first = 0 if header.version >= 5 else 1
-    directories = [name.decode("utf-8", "replace") for name in header.include_directory]
-    if first:
+    counts_from_0 = program.header.version >= 5
+    directories = [name.decode("utf-8", "replace") for name in program.header.include_directory]
+    if not counts_from_0:
         directories.insert(0, directory)
+    program.get_entries()  # which may name files, too: DW_LNE_define_file, as perf writes them
     names = [
         posixpath.join(
             directory, directories[entry.dir_index], entry.name.decode("utf-8", "replace")
         )
-        for entry in header.file_entry
+        for entry in program.header.file_entry
     ]
+    return names if counts_from_0 else ["", *names]
+
+
+def _rows(program: Any, names: list[str]) -> Iterator[Line]:
     for entry in program.get_entries():
         state = entry.state
         if state is not None:
             line = 0 if state.end_sequence else state.line
-            yield Line(state.address, names[state.file - first], line)
+            yield Line(state.address, names[state.file], line)

@@ -1,0 +1,138 @@
+"""What the places in a call chain are: kind of code, function, source line.
+
+perf says which file is mapped at an address, and a name. That file tells what kind of code it is;
+of JIT code it has the source lines and the inlined functions, too.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from listeners.errors import JITListenerError
+
+from .codefiles import CodeFile, Function, Place, is_code_file, readable
+from .samples import Call
+
+__all__ = ["Frame", "Kind", "Location", "Locator"]
+
+PYTHON = re.compile(r"py::(.*?):(.*)", re.DOTALL)  # `py::FUNCTION:FILE`, CPython 3.12 and newer
+# Memory that is of no file. perf calls it by the map file that it looks into for names.
+ANONYMOUS = re.compile(r"/tmp/perf-\d+\.map|//anon|/memfd:.*|/dev/zero.*|\[(anon:|heap|stack).*")
+USER = re.compile(r"\[(vdso|vsyscall|uprobes).*\]")
+MODULE = re.compile(r"\[.*\]|.*\.ko(\.\w+)?|(.*/)?vmlinux[^/]*|bpf_prog_.*")
+KERNEL_HALF = 1 << 63  # where a 64-bit kernel's addresses begin
+
+
+class Kind(Enum):
+    """What code a frame is of."""
+
+    JIT = "JIT"
+    PYTHON = "Python"
+    NATIVE = "native"
+    KERNEL = "kernel"
+
+
+class Frame(NamedTuple):
+    """A function as it stands in a call chain."""
+
+    kind: Kind
+    name: str
+    file: str
+    """The source file of JIT and Python functions, as far as known; of others the library."""
+    inlined: bool = False
+    """Whether its code is part of its caller's."""
+
+
+class Location(NamedTuple):
+    """A place in the code of a frame."""
+
+    frame: Frame
+    function: Frame
+    """The function whose machine code it is: another one if `frame` is inlined."""
+    address: int = 0
+    """In the file `dso` of JIT code; 0 in other code."""
+    dso: str = ""
+    """As perf calls it; empty if it is not JIT code."""
+    file: str = ""
+    """Of the source; empty if it is not known."""
+    line: int = 0
+    """0 if it is not known."""
+
+
+class Locator:
+    """Finds out where the calls of a recording are."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        """Which files of JIT code could not be read, and why."""
+        self._files: dict[str, CodeFile | None] = {}
+        self._without_lines: set[str] = set()
+
+    def locate(self, call: Call, is_innermost: bool) -> list[Location]:
+        """Where a call is: one location, and one for each function inlined there, outermost first.
+
+        The address of a call that is not innermost is the one it returns to.
+        """
+        kind = _kind(call)
+        if kind is not Kind.JIT:
+            unnamed = f"[{call.dso.rpartition('/')[2].strip('[]')}]"
+            frame = Frame(kind, call.name or unnamed, call.dso)
+            return [Location(frame, frame)]
+        if match := PYTHON.fullmatch(call.name):
+            frame = Frame(Kind.PYTHON, match[1], match[2])
+            return [Location(frame, frame)]
+        file = self.code_file(call.dso)
+        found = file.find(call.address, call.offset) if file else None
+        if not file or not found:
+            frame = Frame(kind, readable(call.name) or "[unknown]", "")
+            return [Location(frame, frame, call.address, call.dso)]
+        function, address = found
+        if not is_innermost and address > function.address:
+            address -= 1
+        source, places = self._look_up(file, call.dso, function, address)
+        frame = Frame(kind, function.name, source)
+        return [
+            Location(
+                Frame(kind, place.inlined, place.file, True) if place.inlined else frame,
+                *(frame, address, call.dso, place.file, place.line),
+            )
+            for place in places
+        ]
+
+    def _look_up(
+        self, file: CodeFile, dso: str, function: Function, address: int
+    ) -> tuple[str, tuple[Place, ...]]:
+        """The function's source file, and what is at the address."""
+        if dso not in self._without_lines:
+            try:
+                return file.source_file(function), file.places(address)
+            except JITListenerError as error:
+                self.problems.append(f"{dso}: {error}")
+                self._without_lines.add(dso)
+        return "", (Place("", "", 0),)
+
+    def code_file(self, dso: str) -> CodeFile | None:
+        """The file of JIT code that perf calls `dso`; None if it is none, or cannot be read."""
+        if dso not in self._files:
+            self._files[dso] = None
+            if is_code_file(dso):
+                try:
+                    self._files[dso] = CodeFile(Path(dso))
+                except OSError as error:
+                    self.problems.append(f"{dso}: {error.strerror}")
+                except JITListenerError as error:
+                    self.problems.append(str(error))
+        return self._files[dso]
+
+
+def _kind(call: Call) -> Kind:
+    """The kind of code; JIT for all that is generated, Python's trampolines, too."""
+    dso = call.dso
+    if dso == "[unknown]":
+        return Kind.KERNEL if call.address >= KERNEL_HALF else Kind.NATIVE
+    if ANONYMOUS.fullmatch(dso) or is_code_file(dso):
+        return Kind.JIT
+    return Kind.KERNEL if MODULE.fullmatch(dso) and not USER.fullmatch(dso) else Kind.NATIVE

@@ -1,0 +1,159 @@
+"""The samples of a perf.data file, as `perf script` tells them, one after the other.
+
+perf has unwound the stacks and found the names. Its text is taken apart here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from listeners.errors import JITListenerError
+
+from ..perftool import perf_tool
+
+__all__ = ["Call", "Sample", "parse_samples", "read_samples"]
+
+FIELDS = "comm,pid,tid,time,period,event,ip,sym,symoff,dso"
+# python 28900/28900 12026.312099000:    1001001 cpu-clock: 7f3a40 name+0x1f (/usr/lib/libc.so.6)
+# The call stands there in recordings without call chains. With them, each call has a line.
+HEADER = re.compile(r" *(.*?) +(-?\d+)/(-?\d+) +(\d+)\.(\d{9}): +(\d+) +(\S+): *(.*)", re.DOTALL)
+CALL = re.compile(r"\s*([0-9a-f]+) (?:(.*)\+0x([0-9a-f]+)|\[unknown\]) \((.*)\)\s*", re.DOTALL)
+UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+LONGEST = 1 << 16  # characters of a call, if its name has newlines
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A place in a call chain. Equal ones of a recording are the same object."""
+
+    address: int
+    """In the file `dso` as perf counts (an offset, if its version maps addresses), or in memory."""
+    name: str
+    """Empty if perf knows none. Characters that cannot be printed are `?`."""
+    offset: int
+    """From the start of the function, in bytes."""
+    dso: str
+    """The file mapped there, `/tmp/perf-PID.map` for anonymous memory, or a name in brackets."""
+
+
+class Sample(NamedTuple):
+    event: str
+    comm: str
+    pid: int
+    tid: int
+    time: int
+    """In ns, by the clock of the recording."""
+    period: int
+    """How much of the event it stands for; ns of cpu-clock and task-clock."""
+    calls: tuple[Call, ...]
+    """Innermost first; one if no call chains were recorded."""
+
+
+def read_samples(path: str | os.PathLike[str]) -> Iterator[Sample]:
+    """The samples of a recording, in the order of time.
+
+    Raises JITListenerError if there is no perf, or it cannot read the file, or not all of it: then
+    after the samples that there are.
+    """
+    path = Path(path)
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise JITListenerError(f"{path}: {error.strerror}") from error
+    command = perf_tool(), "script", "-i", str(path), "--no-inline", "--ns", "-F", FIELDS
+    with (
+        tempfile.TemporaryFile() as messages,
+        subprocess.Popen(
+            command,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=messages,
+        ) as perf,
+    ):
+        assert perf.stdout
+        try:
+            lines = io.TextIOWrapper(perf.stdout, "utf-8", "replace", newline="\n")
+            yield from parse_samples(lines)
+        except BaseException:
+            perf.kill()
+            raise
+        if perf.wait():
+            messages.seek(0)
+            problem = _problem(messages.read().decode("utf-8", "replace"))
+            raise JITListenerError(f"{path}: perf cannot read it: {problem}")
+
+
+def parse_samples(lines: Iterable[str]) -> Iterator[Sample]:
+    """The samples in the output of `perf script --ns -F comm,pid,tid,…`.
+
+    Raises JITListenerError if that is something else.
+    """
+    known: dict[str, Call] = {}
+    calls: list[Call] = []
+    header: tuple[str, str, int, int, int, int] | None = None
+    begun = ""  # a call whose name has a newline, as far as it has come
+    strange: str | None = None
+    for line in lines:
+        if not begun and (call := known.get(line)):
+            calls.append(call)
+            continue
+        match = None if line[0] == "\t" else HEADER.fullmatch(line, 0, len(line) - 1)
+        if header and not match and (begun or line[0] == "\t"):
+            call = _call(begun + line)
+            if call is None and len(begun) < LONGEST:
+                begun += line
+                continue
+            if not begun and call:
+                known[line] = call
+            calls.append(call or Call(0, _printable(begun + line), 0, "[unknown]"))
+            begun = ""
+            continue
+        if header and (match or line == "\n"):
+            if begun:
+                calls.append(Call(0, _printable(begun), 0, "[unknown]"))
+            yield Sample(*header, tuple(calls))
+            header, begun, calls = None, "", []
+        if match:
+            comm, pid, tid, seconds, nanoseconds, period, event, rest = match.groups()
+            time = int(seconds) * 1_000_000_000 + int(nanoseconds)
+            header = (event, _printable(comm), int(pid), int(tid), time, int(period))
+            if rest:
+                call = known.get(rest) or _call(rest)
+                if call:
+                    calls.append(known.setdefault(rest, call))
+                else:
+                    begun = rest + "\n"
+            strange = ""
+        elif line != "\n" and strange is None:
+            strange = line
+    if header:
+        yield Sample(*header, tuple(calls))
+    if strange:
+        raise JITListenerError(f"perf script says what is no sample: {_printable(strange)[:200]!r}")
+
+
+def _call(text: str) -> Call | None:
+    match = CALL.fullmatch(text)
+    if not match:
+        return None
+    address, name, offset, dso = match.groups()
+    return Call(int(address, 16), _printable(name or ""), int(offset or "0", 16), _printable(dso))
+
+
+def _printable(text: str) -> str:
+    return UNPRINTABLE.sub("?", text)
+
+
+def _problem(messages: str) -> str:
+    """The line of perf's messages that says what is wrong: the last one that is no warning."""
+    lines = [_printable(line.strip()) for line in messages.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if not line.startswith("WARNING")), "no reason")
