@@ -6,16 +6,17 @@ BIN := $(VENV)/bin
 # The tests run on a newer Python, too, where there is one (pyenv's versions are looked through).
 NEWER := $(shell for python in python3.13 $$HOME/.pyenv/versions/3.13*/bin/python3.13; do \
 	command -v $$python >/dev/null && $$python -c pass 2>/dev/null && echo $$python && break; done)
-# Each tool, and the package that has it. Ubuntu's perf is in linux-tools-generic.
-TOOLS := gdb:gdb lldb:lldb ld:binutils llvm-readelf:llvm llc-19:llvm-19 perf:linux-perf gcc:gcc gcc:libc6-dev
+# Each tool, and the package that has it; Ubuntu's perf is in linux-tools-generic. The demo needs few.
+TOOLS := gdb:gdb lldb:lldb perf:linux-perf objdump:binutils
+TEST_TOOLS := llvm-readelf:llvm llc-19:llvm-19 gcc:gcc gcc:libc6-dev chromium:chromium
 
-.PHONY: demo test lint benchmark clean system
+.PHONY: demo test lint benchmark clean tools test-tools
 
 demo: $(VENV)/installed
 	$(BIN)/jitlisten doctor
 	PYTHON=$(BIN)/python sh examples/demo.sh
 
-test: lint $(if $(NEWER),.venv-newer/installed)
+test: test-tools lint $(if $(NEWER),.venv-newer/installed)
 	$(BIN)/python -m pytest -n 2
 ifneq ($(NEWER),)
 	.venv-newer/bin/python -m pytest -n 2
@@ -29,18 +30,21 @@ lint: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/attach.py
 
-$(VENV)/installed: pyproject.toml | system
+$(VENV)/installed: pyproject.toml | tools
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
 	touch $@
 
-.venv-newer/installed: pyproject.toml | system
+.venv-newer/installed: pyproject.toml | tools
 	$(NEWER) -m venv .venv-newer
 	.venv-newer/bin/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
-system:
+tools:
 	@PYTHON='$(PYTHON)' sh tests/install-tools.sh $(TOOLS)
+
+test-tools:
+	@PYTHON='$(PYTHON)' sh tests/install-tools.sh $(TOOLS) $(TEST_TOOLS)
 
 clean:
 	rm -rf .venv .venv-newer .mypy_cache .ruff_cache .pytest_cache .hypothesis

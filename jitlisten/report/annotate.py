@@ -65,19 +65,24 @@ def show_source(profile: Profile, name: str, locator: Locator) -> None:
 
 
 def _find(profile: Profile, name: str) -> list[tuple[Frame, Weight]]:
-    """The functions meant, the hottest first; those without samples of their own if all are."""
+    """The functions meant, the hottest first; of several, those with samples of their own."""
     weights = profile.by(lambda location: location.function)
     functions = {frame: w for frame, w in weights.items() if frame.kind is Kind.JIT}
-    found = [frame for frame in functions if frame.name == name]
-    found = found or [frame for frame in functions if name in _short(frame.name)]
+    # by all names that the code of a function goes by, those of what is inlined there, too
+    names = {
+        (location.frame.name, location.function)
+        for _, location in profile.stacks
+        if location.function in functions
+    }
+    found = {frame for known, frame in names if known == name}
+    found = found or {frame for known, frame in names if name in _short(known)}
     if not found:
-        known = {short for frame in functions for short in (frame.name, *_short(frame.name))}
+        known = {short for full, _ in names for short in (full, *_short(full))}
         near = get_close_matches(name, known, 3) or [k for k in sorted(known) if name in k][:3]
         hint = f"; there is {', '.join(map(repr, near))}" if near else ""
         raise JITListenerError(f"no sample is in a JIT function called {name!r}{hint}")
-    found = [frame for frame in found if functions[frame].self] or found
-    found.sort(key=lambda frame: -functions[frame].self)
-    return [(frame, functions[frame]) for frame in found]
+    shown = [frame for frame in found if functions[frame].self] or found
+    return [(frame, functions[frame]) for frame in sorted(shown, key=lambda f: -functions[f].self)]
 
 
 def _short(name: str) -> tuple[str, str]:
@@ -119,6 +124,7 @@ def _show_function(
             _show_code(out, code, addresses, profile.weight)
         return
     instructions = _hot_instructions(codes, lines, addresses, weight)
+    without = lines.pop(("", 0), Weight())
     for file, numbers in listed.items():
         out.print(Text(file, "dim"))
         texts = _highlighted(file)
@@ -132,6 +138,8 @@ def _show_function(
             _print(out, found, profile.weight, Text.assemble((f"{number:6}  ", "dim"), source))
             for address, own, text in instructions.get((file, number), ()):
                 _print(out, own, profile.weight, Text(f"{'':10}{address:x}  {text}", "cyan"))
+    if without.self:
+        _print(out, without, profile.weight, Text("     –  code without a source line", "dim"))
 
 
 def _listed(codes: list[_Code]) -> dict[str, list[int]]:

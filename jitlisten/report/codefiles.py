@@ -25,6 +25,8 @@ from listeners.events import Line
 from listeners.lines import file_names, read_lines
 from listeners.objectfile import ET_EXEC
 
+from .samples import printable
+
 __all__ = ["CodeFile", "Function", "Instruction", "Place", "is_code_file", "readable"]
 
 # NAME-PID-UNIQUE.so of CodeImages, jitted-PID-NUMBER.so of perf inject
@@ -265,5 +267,5 @@ def _is_absolute(dso: str) -> bool:
 
 
 def readable(name: str) -> str:
-    """The name of a function as a person would write it."""
-    return NOISE.sub("", demangle(name)).replace("_3clocals_3e", "<locals>")
+    """The name of a function as a person would write it, and can print it."""
+    return printable(NOISE.sub("", demangle(name)).replace("_3clocals_3e", "<locals>"))

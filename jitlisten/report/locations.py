@@ -14,7 +14,7 @@ from typing import NamedTuple
 from listeners.errors import JITListenerError
 
 from .codefiles import CodeFile, Function, Place, is_code_file, readable
-from .samples import Call
+from .samples import Call, printable
 
 __all__ = ["Frame", "Kind", "Location", "Locator"]
 
@@ -108,7 +108,10 @@ class Locator:
         """The function's source file, and what is at the address."""
         if dso not in self._without_lines:
             try:
-                return file.source_file(function), file.places(address)
+                source, places = file.source_file(function), file.places(address)
+                return printable(source), tuple(
+                    place._replace(file=printable(place.file)) for place in places
+                )
             except JITListenerError as error:
                 self.problems.append(f"{dso}: {error}")
                 self._without_lines.add(dso)

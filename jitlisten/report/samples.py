@@ -19,7 +19,7 @@ from listeners.errors import JITListenerError
 
 from ..perftool import perf_tool
 
-__all__ = ["Call", "Sample", "parse_samples", "read_samples"]
+__all__ = ["Call", "Sample", "parse_samples", "printable", "read_samples"]
 
 FIELDS = "comm,pid,tid,time,period,event,ip,sym,symoff,dso"
 # python 28900/28900 12026.312099000:    1001001 cpu-clock: 7f3a40 name+0x1f (/usr/lib/libc.so.6)
@@ -114,18 +114,18 @@ def parse_samples(lines: Iterable[str]) -> Iterator[Sample]:
                 continue
             if not begun and call:
                 known[line] = call
-            calls.append(call or Call(0, _printable(begun + line), 0, "[unknown]"))
+            calls.append(call or Call(0, printable(begun + line), 0, "[unknown]"))
             begun = ""
             continue
         if header and (match or line == "\n"):
             if begun:
-                calls.append(Call(0, _printable(begun), 0, "[unknown]"))
+                calls.append(Call(0, printable(begun), 0, "[unknown]"))
             yield Sample(*header, tuple(calls))
             header, begun, calls = None, "", []
         if match:
             comm, pid, tid, seconds, nanoseconds, period, event, rest = match.groups()
             time = int(seconds) * 1_000_000_000 + int(nanoseconds)
-            header = (event, _printable(comm), int(pid), int(tid), time, int(period))
+            header = (event, printable(comm), int(pid), int(tid), time, int(period))
             if rest:
                 call = known.get(rest) or _call(rest)
                 if call:
@@ -138,7 +138,7 @@ def parse_samples(lines: Iterable[str]) -> Iterator[Sample]:
     if header:
         yield Sample(*header, tuple(calls))
     if strange:
-        raise JITListenerError(f"perf script says what is no sample: {_printable(strange)[:200]!r}")
+        raise JITListenerError(f"perf script says what is no sample: {printable(strange)[:200]!r}")
 
 
 def _call(text: str) -> Call | None:
@@ -146,14 +146,15 @@ def _call(text: str) -> Call | None:
     if not match:
         return None
     address, name, offset, dso = match.groups()
-    return Call(int(address, 16), _printable(name or ""), int(offset or "0", 16), _printable(dso))
+    return Call(int(address, 16), printable(name or ""), int(offset or "0", 16), printable(dso))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text with `?` for what a terminal or a file of lines should not get."""
     return UNPRINTABLE.sub("?", text)
 
 
 def _problem(messages: str) -> str:
     """The line of perf's messages that says what is wrong: the last one that is no warning."""
-    lines = [_printable(line.strip()) for line in messages.splitlines() if line.strip()]
+    lines = [printable(line.strip()) for line in messages.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if not line.startswith("WARNING")), "no reason")

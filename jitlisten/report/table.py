@@ -51,11 +51,10 @@ def show_table(profile: Profile) -> None:
 def _table(profile: Profile, functions: list[tuple[Frame, Weight]]) -> Table:
     lines: dict[Frame, dict[tuple[str, int], Weight]] = {}
     for (frame, file, line), weight in profile.by(
-        lambda location: (
-            (location.function, location.file, location.line) if location.line else None
-        )
+        lambda location: (location.function, location.file, location.line)
     ).items():
-        lines.setdefault(frame, {})[file, line] = weight
+        if frame.file:
+            lines.setdefault(frame, {})[file, line] = weight
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("self", "total", "samples"):
@@ -68,8 +67,11 @@ def _table(profile: Profile, functions: list[tuple[Frame, Weight]]) -> Table:
         )
         for (file, line), of_line in _hottest(lines.get(frame, {}))[:LINES]:
             if of_line.self >= LEAST * profile.weight:
-                place = f"{line:5}" if file == frame.file else f"{base_name(file)}:{line}"
-                text = Text.assemble((place, "dim"), "  ", source_line(file, line))
+                if not line:
+                    text = Text("    –  code without a source line", "dim")
+                else:
+                    place = f"{line:5}" if file == frame.file else f"{base_name(file)}:{line}"
+                    text = Text.assemble((place, "dim"), "  ", source_line(file, line))
                 text.no_wrap, text.overflow = True, "ellipsis"
                 table.add_row(*_figures(of_line, profile.weight), text)
         table.add_section()

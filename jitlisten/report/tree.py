@@ -105,7 +105,7 @@ def _label(node: Node) -> Text:
     text = Text(node.name, STYLES[node.frame.kind])
     if node.frame.inlined:
         text.append(" (inlined)", "dim")
-    if node.frame.kind is not Kind.KERNEL and node.frame.file != node.name:
+    if node.frame.kind is not Kind.KERNEL and node.frame.file:
         text.append(f"  {base_name(node.frame.file)}", "not bold dim")
     return text
 
