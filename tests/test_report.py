@@ -149,6 +149,8 @@ def test_shares_by_kind_of_code(record, way):
     jit = sum(n for (_, name), n in rows.items() if name in ("steps", "longest"))
     kernel = sum(n for (dso, _), n in rows.items() if dso == "[kernel.kallsyms]")
     assert float(shares["JIT"]) == pytest.approx(100 * jit / total, abs=0.5)
+    python = sum(n for (dso, _), n in rows.items() if re.match(r"(lib)?python3", dso))
+    assert float(shares["Python"]) == pytest.approx(100 * python / total, abs=0.1)
     assert float(shares["kernel"]) == pytest.approx(100 * kernel / total, abs=0.1)
     assert sum(map(float, shares.values())) == pytest.approx(100, abs=0.3)
 
@@ -460,8 +462,8 @@ def test_a_browser_shows_the_hot_function_in_the_colour_of_jit_code_and_its_name
         rows = slice(round(top), round(top + box["height"] - 4))
         return image[rows, round(left + start) : round(left + end)].reshape(-1, 3)
 
-    for box in (steps, longest, named(shown, "_start")):
-        kind = "jit" if "jit" in box["classes"] else "native"
+    for box in (steps, longest, named(shown, "__libc_start_call_main")):
+        kind = box["classes"][1]
         behind_text = part(box, box["textWidth"] + 10, box["width"] - 6)
         assert (behind_text == COLOURS[kind]).all()
         letters = (part(box, 0, box["textWidth"] + 4).sum(axis=1) < 200).sum()

@@ -80,12 +80,13 @@ def _frame(box: _Box, profile: Profile) -> str:
     node = box.node
     frame = node.frame
     kind = frame.kind.name.lower() if frame else "all"
-    inlined = " inlined" if frame and frame.inlined else ""
+    also = " inlined" if frame and frame.inlined else ""
+    also += " interpreter" if frame and frame.is_interpreter else ""
     left = MARGIN + box.x * (WIDTH - 2 * MARGIN)
     width = box.width * (WIDTH - 2 * MARGIN)
     top = TOP + ROW * box.depth
     return (
-        f'<g class="frame {kind}{inlined}" data-name={_attribute(node.name)} data-x="{box.x:.7g}"'
+        f'<g class="frame {kind}{also}" data-name={_attribute(node.name)} data-x="{box.x:.7g}"'
         f' data-width="{box.width:.7g}" data-depth="{box.depth}">'
         f"<title>{_text(_tooltip(node, profile))}</title>"
         f'<rect x="{left:.2f}" y="{top}" width="{width:.2f}" height="{ROW}" rx="2"/>'
@@ -101,8 +102,8 @@ def _tooltip(node: Node, profile: Profile) -> str:
     own = 100 * node.weight.self / profile.weight
     lines = [node.name]
     if node.frame:
-        inlined = ", inlined" if node.frame.inlined else ""
-        lines.append(f"{node.frame.kind.value}{inlined}: {node.frame.file or 'no file known'}")
+        kind = node.frame.kind.value + (", inlined" if node.frame.inlined else "")
+        lines.append(f"{kind}: {node.frame.file or 'no file known'}")
     lines.append(f"{total:.2f} %, {samples}, {amount}; self {own:.2f} %")
     return "\n".join(lines)
 

@@ -56,7 +56,7 @@ def _collapsed_name(node: Node) -> str:
     name = node.name.replace(";", ":")
     if node.frame is None:
         return name
-    if node.frame.kind is Kind.PYTHON:
+    if node.frame.kind is Kind.PYTHON and not node.frame.is_interpreter:
         return f"py::{name}"
     return name + ("_[i]" if node.frame.inlined else ANNOTATIONS[node.frame.kind])
 
@@ -239,7 +239,7 @@ class _FirefoxTables:
 
 
 def _has_source(frame: Frame) -> bool:
-    return frame.kind in (Kind.JIT, Kind.PYTHON)
+    return frame.kind is Kind.JIT or (frame.kind is Kind.PYTHON and not frame.is_interpreter)
 
 
 def _table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ PYTHON = re.compile(r"py::(.*?):(.*)", re.DOTALL)  # `py::FUNCTION:FILE`, CPytho
 ANONYMOUS = re.compile(r"/tmp/perf-\d+\.map|//anon|/memfd:.*|/dev/zero.*|\[(anon:|heap|stack).*")
 USER = re.compile(r"\[(vdso|vsyscall|uprobes).*\]")
 MODULE = re.compile(r"\[.*\]|.*\.ko(\.\w+)?|(.*/)?vmlinux[^/]*|bpf_prog_.*")
+INTERPRETER = re.compile(r"(.*/)?(libpython3[^/]*\.so[^/]*|python(3(\.\d+)?[a-z]*)?)")
 KERNEL_HALF = 1 << 63  # where a 64-bit kernel's addresses begin
 
 
@@ -30,7 +31,7 @@ class Kind(Enum):
     """What code a frame is of."""
 
     JIT = "JIT"
-    PYTHON = "Python"
+    PYTHON = "Python"  # the interpreter's own code, too, where the time of Python's functions goes
     NATIVE = "native"
     KERNEL = "kernel"
 
@@ -44,6 +45,11 @@ class Frame(NamedTuple):
     """The source file of JIT and Python functions, as far as known; of others the library."""
     inlined: bool = False
     """Whether its code is part of its caller's."""
+
+    @property
+    def is_interpreter(self) -> bool:
+        """Whether it is a function of the interpreter, rather than one written in Python."""
+        return self.kind is Kind.PYTHON and INTERPRETER.fullmatch(self.file) is not None
 
 
 class Location(NamedTuple):
@@ -138,4 +144,6 @@ def _kind(call: Call) -> Kind:
         return Kind.KERNEL if call.address >= KERNEL_HALF else Kind.NATIVE
     if ANONYMOUS.fullmatch(dso) or is_code_file(dso):
         return Kind.JIT
-    return Kind.KERNEL if MODULE.fullmatch(dso) and not USER.fullmatch(dso) else Kind.NATIVE
+    if MODULE.fullmatch(dso) and not USER.fullmatch(dso):
+        return Kind.KERNEL
+    return Kind.PYTHON if INTERPRETER.fullmatch(dso) else Kind.NATIVE

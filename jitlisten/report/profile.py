@@ -178,7 +178,7 @@ class _Builder:
             for location in self._locate(calls[depth], depth == 0):
                 # Runs of calls without names tell nothing. Without frame pointers there are many.
                 frame = location.frame
-                is_unnamed = frame.kind is Kind.NATIVE and frame.name[0] == "["
+                is_unnamed = frame.kind is not Kind.JIT and frame.name[0] == "["
                 if not is_unnamed or stack < 0 or frame != self._profile.stacks[stack][1].frame:
                     stack = self._callee(stack, location)
         return self._callee(-1, NOWHERE) if stack < 0 else stack

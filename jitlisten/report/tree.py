@@ -49,21 +49,20 @@ class _View:
 
     def __init__(self, root: Node, whole: int) -> None:
         self._whole = whole
-        self._generated: set[Node] = set()
-        """Those with JIT or Python code in or below them."""
+        self._of_interest: set[Node] = set()
+        """Those with JIT or Python functions in or below them."""
         order = [root]
         for node in order:
             order += node.callees.values()
         for node in reversed(order):
-            is_generated = node.frame is not None and node.frame.kind in (Kind.JIT, Kind.PYTHON)
-            if is_generated or not self._generated.isdisjoint(node.callees.values()):
-                self._generated.add(node)
+            if _is_of_interest(node) or not self._of_interest.isdisjoint(node.callees.values()):
+                self._of_interest.add(node)
 
     def callees(self, node: Node) -> list[Node]:
         return [
             callee
             for callee in node.hottest
-            if callee.weight.total >= LEAST[callee not in self._generated] * self._whole
+            if callee.weight.total >= LEAST[callee not in self._of_interest] * self._whole
         ]
 
     def chain(self, node: Node) -> list[Node]:
@@ -95,14 +94,22 @@ def _rows(chain: list[Node]) -> list[tuple[Node, Text]]:
     return rows
 
 
+def _is_of_interest(node: Node) -> bool:
+    frame = node.frame
+    return frame is not None and (
+        frame.kind is Kind.JIT or (frame.kind is Kind.PYTHON and not frame.is_interpreter)
+    )
+
+
 def _is_native(node: Node) -> bool:
-    return node.frame is not None and node.frame.kind is Kind.NATIVE
+    frame = node.frame
+    return frame is not None and (frame.kind is Kind.NATIVE or frame.is_interpreter)
 
 
 def _label(node: Node) -> Text:
     if node.frame is None:
         return Text(node.name, "bold")
-    text = Text(node.name, STYLES[node.frame.kind])
+    text = Text(node.name, "" if node.frame.is_interpreter else STYLES[node.frame.kind])
     if node.frame.inlined:
         text.append(" (inlined)", "dim")
     if node.frame.kind is not Kind.KERNEL and node.frame.file:
