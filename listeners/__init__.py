@@ -13,9 +13,9 @@ from .events import Function, JITEventListener, Line, LoadedObject, Section
 from .gdb import GDBRegistration
 from .jitdump import JITDump
 from .perf import PerfMap
+from .safepoints import Safepoints
 from .timing import EngineCall, Notification
 from .trace import Trace
-from .safepoints import Safepoints
 
 __all__ = [
     "Attachment",
