@@ -143,9 +143,9 @@ class MapFile:
         self._file: SharedFile | None = None
         self._refusal: str | None = None
         self._turns = Turns()
-        self._live: dict[int, tuple[int, bytes]] = {}  # end and line, by address
+        # By address: the end, the line, its offset in the file, where it is.
+        self._live: dict[int, tuple[int, bytes, int | None]] = {}
         self._order: list[int] = []  # the addresses of _live, sorted; no two ranges overlap
-        self._offsets: dict[int, int] = {}  # of the lines in the file, by address
         follow_forks(self)
 
     def add(self, address: int, size: int, name: str) -> None:
@@ -190,23 +190,24 @@ class MapFile:
         if self._refusal is not None:
             raise PerfMapError(f"cannot add to {str(self.path)!r}: {self._refusal}")
         file = self._open()
-        stale = self._forget(self._overlapped(lines))
-        lines = _last_ones(lines)
-        addresses = [address for address, _, _ in lines]
-        for address, end, line in lines:
-            self._live[address] = end, line
-        first, last = bisect_left(self._order, addresses[0]), bisect_left(self._order, lines[-1][1])
-        if first == last:  # a range of its own, as the functions of one object have
-            self._order[first:last] = addresses
+        if overlapped := self._overlapped(lines):
+            file.blank(self._forget(overlapped))
+        if len(lines) > 1:
+            lines = _last_ones(lines)
+        self._write(file, lines)
+        order, addresses = self._order, [address for address, _, _ in lines]
+        first = bisect_left(order, addresses[0])
+        if first == len(order) or order[first] > addresses[-1]:  # as the functions of one object
+            order[first:first] = addresses
         else:
             for address in addresses:
-                insort(self._order, address)
-        try:
-            file.blank(stale)
-            self._write(file, addresses)
-        except PerfMapError:
-            self._forget(addresses)
-            raise
+                insort(order, address)
+
+    def _write(self, file: SharedFile, lines: list[_Line]) -> None:
+        offset = file.write(b"".join([line for _, _, line in lines]))
+        for address, end, line in lines:
+            self._live[address] = end, line, offset
+            offset += len(line)
 
     def _remove(self, addresses: list[int]) -> None:
         if any(address in self._live for address in addresses):
@@ -242,23 +243,22 @@ class MapFile:
         if self._live:
             # After a fork, CPython can have copied the parent's file here, our lines with it
             # (PyUnstable_CopyPerfMapFile, 3.13).
-            addresses = {line: address for address, (_, line) in self._live.items()}
-            for line, offset in self._file.find(addresses.keys()).items():
-                self._offsets[addresses[line]] = offset
-            self._write(self._file, [a for a in self._live if a not in self._offsets])
+            found = self._file.find({line for _, line, _ in self._live.values()})
+            missing = []
+            for address, (end, line, _) in self._live.items():
+                self._live[address] = end, line, found.get(line)
+                if line not in found:
+                    missing.append((address, end, line))
+            self._write(self._file, missing)
         return self._file
 
     def _close_file(self) -> None:
         file, self._file = self._file, None
-        self._offsets.clear()
         if file is not None:
             file.close()
 
-    def _write(self, file: SharedFile, addresses: list[int]) -> None:
-        offsets = file.write([self._live[address][1] for address in addresses])
-        self._offsets.update(zip(addresses, offsets, strict=True))
-
     def _overlapped(self, lines: list[_Line]) -> set[int]:
+        """The addresses of entries that have a byte in common with one of `lines`."""
         order = self._order
         found = set()
         for start, end, _ in lines:
@@ -273,16 +273,14 @@ class MapFile:
     def _forget(self, addresses: Iterable[int]) -> list[tuple[int, bytes]]:
         """Drop entries; gives offset and line of those that are in the file."""
         gone = sorted({address for address in addresses if address in self._live})
-        if not gone:
-            return []
         first, last = bisect_left(self._order, gone[0]), bisect_left(self._order, gone[-1]) + 1
         if last - first == len(gone):
             del self._order[first:last]
         else:
             for address in gone:
                 del self._order[bisect_left(self._order, address)]
-        lines = [(self._offsets.pop(address, None), self._live.pop(address)[1]) for address in gone]
-        return [(offset, line) for offset, line in lines if offset is not None]
+        lines = [self._live.pop(address) for address in gone]
+        return [(offset, line) for _, line, offset in lines if offset is not None]
 
 
 def _map_path(pid: int | None = None) -> Path:

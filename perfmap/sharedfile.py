@@ -21,6 +21,7 @@ from pathlib import Path
 from perfmap.errors import PerfMapError
 
 CLOCK_GRAIN = 0.1  # seconds; file times and process starts are counted in coarse ticks
+DELETION_NOTICED = 0.1  # seconds; looking at the file costs more than writing a line to it
 
 
 class SharedFile:
@@ -66,37 +67,42 @@ class SharedFile:
             return f"it has {status.st_nlink} hard links, not one"
         if not os.path.samestat(status, os.fstat(self._appending)):
             return "it was replaced while it was being opened"
+        self._looked = time.monotonic()
+        self._end = 0
         if not status.st_size:
             return None
         if of_this_process and status.st_mtime < process_start() - CLOCK_GRAIN:
             os.ftruncate(self._editing, 0)
         elif os.pread(self._editing, 1, status.st_size - 1) != b"\n":
             os.write(self._appending, b"\n")
+            self._end = os.lseek(self._appending, 0, os.SEEK_CUR)
         return None
 
     def is_current(self) -> bool:
         """Whether the descriptors are still ours and the file has not been deleted.
 
-        Daemons close every descriptor there is, whose numbers then mean other files; what
-        cleans /tmp deletes the file.
+        Daemons close every descriptor there is, whose numbers then mean other files: these are not
+        at the offset where our last append ended. What cleans /tmp deletes the file; that is
+        noticed after a tenth of a second.
         """
         try:
+            if os.lseek(self._appending, 0, os.SEEK_CUR) != self._end:
+                return False
+            now = time.monotonic()
+            if now - self._looked < DELETION_NOTICED:
+                return True
             status = os.fstat(self._editing)
         except OSError:
             return False
+        self._looked = now
         return os.path.samestat(status, self._status) and status.st_nlink == 1
 
-    def write(self, lines: list[bytes]) -> list[int]:
-        """Write a batch, into a hole or at the end of the file; the offset of each line."""
-        data = b"".join(lines)
+    def write(self, data: bytes) -> int:
+        """Write a batch of lines, into a hole or at the end of the file; gives its offset."""
         offset = self._holes.take(len(data))
         if offset is None or not self._replace(offset, b"\n" * len(data), data):
             offset = self._append(data)
-        offsets = []
-        for line in lines:
-            offsets.append(offset)
-            offset += len(line)
-        return offsets
+        return offset
 
     def blank(self, written: list[tuple[int, bytes]]) -> None:
         """Overwrite lines with newlines, given as (offset, line)."""
@@ -140,7 +146,7 @@ class SharedFile:
         try:
             count = os.write(self._appending, data)
             # The kernel leaves the offset at the end of what this very call wrote.
-            end = os.lseek(self._appending, 0, os.SEEK_CUR)
+            self._end = end = os.lseek(self._appending, 0, os.SEEK_CUR)
         except OSError as error:
             raise self._failure(error.strerror) from error
         if count < len(data):

@@ -67,6 +67,7 @@ def test_bytes_that_are_no_longer_ours_are_never_overwritten(map_file: MapFile, 
 def test_a_deleted_file_is_made_again_with_all_that_is_live(map_file: MapFile, path: Path) -> None:
     map_file.add_all([(CODE, 64, "first"), (CODE + 64, 64, "second")])
     path.unlink()
+    time.sleep(0.1)  # until it is looked for again
     map_file.add(CODE + 128, 64, "third")
     assert names(path) == ["first", "second", "third"]
     map_file.remove(CODE)
