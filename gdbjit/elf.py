@@ -94,6 +94,12 @@ class Format:
         self.symbol = struct.Struct(order + ("IBBHQQ" if self.wide else "IIIBBH"))
         self.pair = struct.Struct(f"{order}2{word}")  # a dynamic tag, an entry of the auxv
         self.pointer = struct.calcsize(order + word)
+        self.entry_sizes = {  # of the sections that are tables, by their type
+            SHT_SYMTAB: self.symbol.size,
+            SHT_DYNSYM: self.symbol.size,
+            SHT_REL: 2 * self.pointer,
+            SHT_RELA: 3 * self.pointer,
+        }
 
     def segments(self, table: bytes) -> list[Segment]:
         if self.wide:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import struct
 from collections.abc import Callable
 
 from . import library, locks
@@ -14,7 +15,7 @@ from .errors import GDBJITError
 from .layout import NOACTION, REGISTER, UNREGISTER, VERSION, CodeDescriptor, CodeEntry
 from .symfile import check
 
-_ENTRY_SIZE = ctypes.sizeof(CodeEntry)
+_ENTRY = struct.Struct("@PPPQ")  # CodeEntry
 _entries: set[int] = set()
 
 
@@ -98,16 +99,15 @@ def register(symfile: bytes, descriptor: Descriptor | None = None) -> Registrati
                 f"{VERSION} is the only one there is"
             )
         # Entry and image in one block of memory that Python never frees by itself.
-        address = _libc().malloc(_ENTRY_SIZE + len(image))
+        address = _libc().malloc(_ENTRY.size + len(image))
         if not address:
             raise GDBJITError(f"no memory for an image of {len(image)} bytes")
-        ctypes.memmove(address + _ENTRY_SIZE, image, len(image))
-        entry = CodeEntry.from_address(address)
-        entry.next, entry.prev = head.first, 0
-        entry.symfile, entry.size = address + _ENTRY_SIZE, len(image)
+        following = head.first
+        entry = _ENTRY.pack(following, 0, address + _ENTRY.size, len(image))
+        ctypes.memmove(address, entry + image, _ENTRY.size + len(image))
         # At the head, as LLVM does: a reader sees the list whole, with the entry or without.
-        if entry.next:
-            CodeEntry.from_address(entry.next).prev = address
+        if following:
+            CodeEntry.from_address(following).prev = address
         head.first = address
         _entries.add(address)
         _notify(descriptor, head, REGISTER, address)

@@ -34,10 +34,12 @@ def check(symfile: bytes, register_code: int) -> None:
     if not header.shoff:
         raise GDBJITError("e_shoff is 0: debuggers find symbols by section headers, add them")
     _inside(symfile, "section header table", header.shoff, form.section.size)
-    # Numbers that do not fit the header are in section 0.
-    first = elf.Section(*form.section.unpack_from(symfile, header.shoff))
-    count = header.shnum or first.size
-    names = first.link if header.shstrndx == elf.SHN_XINDEX else header.shstrndx
+    count, names = header.shnum, header.shstrndx
+    if not count or names == elf.SHN_XINDEX:
+        # Numbers that do not fit the header are in section 0.
+        first = elf.Section(*form.section.unpack_from(symfile, header.shoff))
+        count = count or first.size
+        names = first.link if names == elf.SHN_XINDEX else names
     _inside(symfile, "section header table", header.shoff, count * form.section.size)
     if not 0 < names < count:
         raise GDBJITError(f"e_shstrndx is {names}: there are {count} sections")
@@ -48,12 +50,6 @@ def _check_sections(
     symfile: bytes, form: elf.Format, table: int, count: int, names: int, register_code: int
 ) -> None:
     end = len(symfile)
-    entry_sizes = {
-        elf.SHT_SYMTAB: form.symbol.size,
-        elf.SHT_DYNSYM: form.symbol.size,
-        elf.SHT_REL: 2 * form.pointer,
-        elf.SHT_RELA: 3 * form.pointer,
-    }
     name_section = elf.Section(
         *form.section.unpack_from(symfile, table + names * form.section.size)
     )
@@ -61,25 +57,26 @@ def _check_sections(
     names_end = name_section.offset + name_section.size
     if name_section.type != elf.SHT_STRTAB or symfile[names_end - 1 : names_end] != b"\0":
         raise GDBJITError(f"section {names}: not a string table, but section names are there")
+    names_size = name_section.size
     headers = memoryview(symfile)[table : table + count * form.section.size]
     for index, fields in enumerate(form.section.iter_unpack(headers)):
         name, kind, flags, address, offset, size, link, info, _align, entry_size = fields
-        if name >= name_section.size:
-            raise GDBJITError(f"section {index}: sh_name is {name} of {name_section.size} bytes")
-        if kind not in _WITHOUT_BYTES and offset + size > end:
+        if name >= names_size:
+            raise GDBJITError(f"section {index}: sh_name is {name} of {names_size} bytes")
+        if offset + size > end and kind not in _WITHOUT_BYTES:
             _inside(symfile, f"section {index}", offset, size)
         if link >= count:
             raise GDBJITError(f"section {index}: sh_link is {link} of {count} sections")
-        if flags & elf.SHF_ALLOC and address <= register_code < address + size:
+        if address <= register_code < address + size and flags & elf.SHF_ALLOC:
             raise GDBJITError(
                 f"section {index}: {size} bytes at {address:#x} cover "
                 f"__jit_debug_register_code at {register_code:#x}: set sh_addr to the load address"
             )
-        if kind in entry_sizes:
-            if entry_size != entry_sizes[kind] or size % entry_size:
+        if kind in form.entry_sizes:
+            if entry_size != form.entry_sizes[kind] or size % entry_size:
                 raise GDBJITError(
                     f"section {index}: sh_entsize is {entry_size} and sh_size {size}, where "
-                    f"entries have {entry_sizes[kind]} bytes"
+                    f"entries have {form.entry_sizes[kind]} bytes"
                 )
             # Of symbols the first one that is not local, of relocations the section they change.
             limit = size // entry_size if kind in _SYMBOLS else count - 1
