@@ -8,15 +8,17 @@ lines, the linked image — is derived from these two, when somebody asks, once.
 from __future__ import annotations
 
 import itertools
+import operator
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from .demangle import demangle
+from .derived import derived
 from .errors import JITListenerError
-from .objectfile import SHF_ALLOC, ObjectFile
+from .objectfile import ObjectFile
 
 if TYPE_CHECKING:
     import gdbjit
@@ -67,6 +69,9 @@ class Line(NamedTuple):
 
 
 _keys = itertools.count(1)
+_ADDRESS = operator.attrgetter("address")
+# NamedTuple's own constructor runs Python code for each function; this does not.
+_function = cast(Callable[[Any], Function], partial(tuple.__new__, Function))
 
 
 class LoadedObject:
@@ -104,46 +109,49 @@ class LoadedObject:
         except JITListenerError:
             return f"<LoadedObject {self.key}, malformed>"
 
-    @cached_property
+    @derived
     def _placed(self) -> tuple[ObjectFile, Mapping[int, int]]:
         """The object, and the load addresses of its sections by their index."""
         file = self._open()
-        if self._addresses is not None:
-            return file, self._addresses
-        return file, {i: header.address for i, header in enumerate(file.sections) if header.address}
+        return file, file.addresses if self._addresses is None else self._addresses
 
-    @cached_property
+    @derived
     def elf(self) -> bytes:
         """The object file's bytes as the compiler emitted them."""
         return self._placed[0].emitted
 
-    @cached_property
+    @derived
     def name(self) -> str:
         """What to call the object: its first function's name, else that of its first section."""
         if self.functions:
             return self.functions[0].demangled
         return self.sections[0].name if self.sections else f"object {self.key}"
 
-    @cached_property
+    @derived
     def sections(self) -> tuple[Section, ...]:
         """The sections that take up memory, in the order of the object's section table."""
         file, addresses = self._placed
         return tuple(
-            Section(file.section_name(index), index, addresses[index], header.size, header.flags)
-            for index, header in enumerate(file.sections)
-            if header.flags & SHF_ALLOC and header.size and index in addresses
+            Section(
+                file.section_name(index),
+                index,
+                addresses[index],
+                file.sections[index].size,
+                file.sections[index].flags,
+            )
+            for index in file.allocated
+            if index in addresses
         )
 
-    @cached_property
+    @derived
     def functions(self) -> tuple[Function, ...]:
         """The functions, by address."""
         file, addresses = self._placed
-        found = [
-            Function(name, addresses[section] + offset, size)
-            for name, section, offset, size in file.functions()
-            if section in addresses
-        ]
-        found.sort(key=lambda function: function.address)
+        found = []
+        for name, section, offset, size in file.functions():
+            if section in addresses:
+                found.append(_function((name, addresses[section] + offset, size)))
+        found.sort(key=_ADDRESS)
         return tuple(found)
 
     def section(self, name: str) -> Section:
@@ -165,12 +173,20 @@ class LoadedObject:
 
     def function_at(self, address: int) -> Function | None:
         """The function whose code holds `address`, or None."""
-        at = bisect_right(self.functions, address, key=lambda function: function.address)
+        at = bisect_right(self.functions, address, key=_ADDRESS)
         if at:
             function = self.functions[at - 1]
             if address < function.address + function.size:
                 return function
         return None
+
+    def debug_object(self) -> bytes:
+        """The object file's bytes with the load address of each section in its sh_addr.
+
+        What LLVM itself gives to debuggers, which relocate the debug information.
+        """
+        file, _ = self._placed
+        return file.data if self._addresses is None else file.placed(self._addresses)
 
     def image(self) -> bytes:
         """The object as one linked ELF file at its load addresses, for any tool.
@@ -179,7 +195,7 @@ class LoadedObject:
         """
         return self._image
 
-    @cached_property
+    @derived
     def _image(self) -> bytes:
         from .image import build_image
 
@@ -200,7 +216,7 @@ class LoadedObject:
         """
         return self._lines
 
-    @cached_property
+    @derived
     def _lines(self) -> tuple[Line, ...]:
         from .lines import read_lines
 

@@ -23,10 +23,11 @@ class GDBRegistration(JITEventListener):
         self._registrations: dict[int, gdbjit.Registration] = {}
 
     def notify_object_loaded(self, obj: LoadedObject) -> None:
-        if self._descriptor is None:
-            self._descriptor = _descriptor(exported=self._all)
-        if obj.registered_in is None or obj.registered_in != self._descriptor:
-            self._registrations[obj.key] = gdbjit.register(obj.image(), self._descriptor)
+        descriptor = self._descriptor
+        if descriptor is None:
+            descriptor = self._descriptor = _descriptor(exported=self._all)
+        if obj.registered_in is None or obj.registered_in.address != descriptor.address:
+            self._registrations[obj.key] = gdbjit.register(obj.debug_object(), descriptor)
 
     def notify_freeing_object(self, obj: LoadedObject) -> None:
         registration = self._registrations.pop(obj.key, None)

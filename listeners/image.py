@@ -1,6 +1,6 @@
-"""A loaded object as one linked ELF image: the same file for every tool.
+"""A loaded object as one linked ELF image: the same file for every tool that takes a linked one.
 
-gdb and lldb get it in memory, perf on disk, `jitlisten dump` and objdump as a file. It is what a
+It is for perf, objdump and what else does not relocate debug information by itself. It is what a
 static linker would have made of the object at the addresses where the engine put its sections: an
 ET_EXEC file with absolute symbols, `.debug_*` and `.eh_frame` relocated, one section called `.text`
 and a `.eh_frame_hdr`; without relocations, undefined symbols and what was not loaded.

@@ -12,11 +12,12 @@ The format: "ELF-64 Object File Format" and the generic ABI (https://gabi.xinuos
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping
+from functools import partial
 from struct import Struct
 from typing import Any, NamedTuple, cast
 
+from .derived import derived
 from .errors import JITListenerError
 
 __all__ = ["FunctionSymbol", "ObjectFile", "SectionHeader", "Symbol"]
@@ -35,10 +36,12 @@ STT_SECTION = 3
 HEADER = Struct("<4s5B7xHHIQQQIHHHHHH")
 SECTION = Struct("<IIQQQQIIQQ")
 SYMBOL = Struct("<IBBHQQ")
+_BRIEF_SECTION = Struct("<4xIQQ8xQ24x")  # of a section header: type, flags, address, size
 RELOCATION = Struct("<QIIq")  # r_info in its two halves: the type is the low one
 COMPRESSION = Struct("<IIQQ")
 
 _RELOCATION_TYPES = {SHT_RELA, SHT_REL, SHT_CREL}
+_ADDRESS = Struct("<Q")
 _SECTION_ADDRESS = 16  # of sh_addr, in a section header
 _COMPRESS_ZLIB = 1
 _DEFLATE_MAXIMUM_RATIO = 1032  # https://zlib.net/zlib_tech.html
@@ -95,15 +98,17 @@ class FunctionSymbol(NamedTuple):
 # NamedTuple's own constructors run Python code for each row; these do not.
 _section = cast(Callable[[Any], SectionHeader], partial(tuple.__new__, SectionHeader))
 _symbol = cast(Callable[[Any], Symbol], partial(tuple.__new__, Symbol))
+_function = cast(Callable[[Any], FunctionSymbol], partial(tuple.__new__, FunctionSymbol))
 
 
 class ObjectFile:
     """A relocatable object in memory.
 
     `data` is the object's bytes, `machine` and `flags` its e_machine and e_flags, `section_table`
-    the offset of its section headers, `sections` every section header by index, the null one
-    included, `executable` the sizes of those with code by index; `symbol_table` and `names_index`
-    are the indices of the symbol table, 0 where there is none, and of the sections' names.
+    the offset of its section headers. Of the sections, by index: `allocated` those that take up
+    memory in a process, `executable` the sizes of those with code, `addresses` the addresses of
+    those that have one. `symbol_table`, 0 where there is none, and `names_index` are the indices
+    of the symbol table and of the sections' names.
 
     Raises JITListenerError if `data` is not such an object or one of its headers is malformed, and
     later, by what reads deeper, for what can only be seen there.
@@ -136,24 +141,25 @@ class ObjectFile:
                 f"{count} section headers of {entry_size} bytes at offset {table:#x}: "
                 f"64 bytes each are expected, inside a file of {len(data):#x}"
             )
-        self.sections: list[SectionHeader] = list(
-            map(_section, SECTION.iter_unpack(data[table : table + count * SECTION.size]))
-        )
-        self.symbol_table = 0
+        self.section_count = count
+        self.allocated: list[int] = []
         self.executable: dict[int, int] = {}
-        self._relocation_tables: dict[int, list[int]] = {}
-        self._check_strings(self.names_index, "e_shstrndx")
-        for index, (_, kind, flags, _, _, size, _, info, _, _) in enumerate(self.sections):
+        self.addresses: dict[int, int] = {}
+        self.symbol_table = self._symbol_strings = 0
+        headers = _BRIEF_SECTION.iter_unpack(data[table : table + count * SECTION.size])
+        for index, (kind, flags, address, size) in enumerate(headers):
+            if flags & SHF_ALLOC and size:
+                self.allocated.append(index)
             if flags & SHF_EXECINSTR:
                 self.executable[index] = size
+            if address:
+                self.addresses[index] = address
             if kind == SHT_SYMTAB:
-                self._check_symbol_table(index)
-                self.symbol_table = index
-            elif kind in _RELOCATION_TYPES:
-                self._relocation_tables.setdefault(info, []).append(index)
+                self._set_symbol_table(index)
+        self._check_strings(self.names_index, "e_shstrndx")
 
-    def _check_symbol_table(self, index: int) -> None:
-        header = self.sections[index]
+    def _set_symbol_table(self, index: int) -> None:
+        header = self._header(index)
         if self.symbol_table:
             raise JITListenerError(f"section {index}: a second symbol table")
         if header.entry_size != SYMBOL.size or header.size % SYMBOL.size or not header.size:
@@ -162,6 +168,16 @@ class ObjectFile:
                 f"in entries of {header.entry_size}, not 24"
             )
         self._check_strings(header.link, f"section {index}: sh_link")
+        self.symbol_table, self._symbol_strings = index, header.link
+
+    def _header(self, index: int) -> SectionHeader:
+        return _section(SECTION.unpack_from(self.data, self.section_table + index * SECTION.size))
+
+    @derived
+    def sections(self) -> list[SectionHeader]:
+        """Every section header by index, the null one included."""
+        end = self.section_table + self.section_count * SECTION.size
+        return list(map(_section, SECTION.iter_unpack(self.data[self.section_table : end])))
 
     def check_sections(self) -> None:
         """Check all section headers, for who reads every section.
@@ -193,7 +209,7 @@ class ObjectFile:
             )
 
     def _check_extent(self, index: int) -> None:
-        header = self.sections[index]
+        header = self._header(index)
         if header.offset + header.size > len(self.data):
             raise JITListenerError(
                 f"section {index}: {header.size:#x} bytes at offset {header.offset:#x} "
@@ -201,30 +217,33 @@ class ObjectFile:
             )
 
     def _check_strings(self, index: int, where: str) -> None:
-        if index >= len(self.sections) or self.sections[index].type != SHT_STRTAB:
+        if index >= self.section_count or self._header(index).type != SHT_STRTAB:
             raise JITListenerError(f"{where}: section {index} is not a string table")
 
     @property
     def emitted(self) -> bytes:
         """The bytes as a compiler emits them: no section has an address."""
+        return self.placed(dict.fromkeys(self.addresses, 0)) if self.addresses else self.data
+
+    def placed(self, addresses: Mapping[int, int]) -> bytes:
+        """The bytes with section i at `addresses[i]`: its sh_addr, as LLVM tells debuggers."""
         data = bytearray(self.data)
-        for index, header in enumerate(self.sections):
-            if header.address:
-                start = self.section_table + index * SECTION.size + _SECTION_ADDRESS
-                data[start : start + 8] = bytes(8)
+        for index, address in addresses.items():
+            start = self.section_table + index * SECTION.size + _SECTION_ADDRESS
+            _ADDRESS.pack_into(data, start, address)
         return bytes(data)
 
     # Names
 
-    @cached_property
+    @derived
     def section_strings(self) -> bytes:
         """The string table that holds the sections' names."""
         return self._raw(self.names_index)
 
-    @cached_property
+    @derived
     def symbol_strings(self) -> bytes:
         """The string table that holds the symbols' names; there must be a symbol table."""
-        return self._raw(self.sections[self.symbol_table].link)
+        return self._raw(self._symbol_strings)
 
     def section_name(self, index: int) -> str:
         """The name of section `index`; bytes that are not UTF-8 become surrogate escapes.
@@ -240,7 +259,7 @@ class ObjectFile:
     # Contents
 
     def _raw(self, index: int) -> bytes:
-        _, _, _, _, offset, size, _, _, _, _ = self.sections[index]
+        _, _, _, _, offset, size, _, _, _, _ = self._header(index)
         if offset + size > len(self.data):
             self._check_extent(index)
         return self.data[offset : offset + size]
@@ -250,14 +269,14 @@ class ObjectFile:
 
         Raises JITListenerError if a compressed section is malformed, or not compressed by zlib.
         """
-        header = self.sections[index]
+        header = self._header(index)
         if header.type == SHT_NOBITS:
             return b""
         if header.flags & SHF_COMPRESSED:
             return _decompressed(self._raw(index), index)
         return self._raw(index)
 
-    @cached_property
+    @derived
     def symbols(self) -> list[Symbol]:
         """Every symbol by index, the null one included.
 
@@ -266,7 +285,7 @@ class ObjectFile:
         if not self.symbol_table:
             return []
         symbols = list(map(_symbol, SYMBOL.iter_unpack(self._raw(self.symbol_table))))
-        count = len(self.sections)
+        count = self.section_count
         strings_size = len(self.symbol_strings)
         for index, (name, _, _, section, _, _) in enumerate(symbols):
             if count <= section and not SHN_LORESERVE <= section < SHN_XINDEX:
@@ -279,6 +298,15 @@ class ObjectFile:
                     f"of a string table of {strings_size:#x}"
                 )
         return symbols
+
+    @derived
+    def _relocation_tables(self) -> dict[int, list[int]]:
+        """The indices of the relocation sections, by that of the section they change."""
+        tables: dict[int, list[int]] = {}
+        for index, header in enumerate(self.sections):
+            if header.type in _RELOCATION_TYPES:
+                tables.setdefault(header.info, []).append(index)
+        return tables
 
     def relocations(self, index: int) -> list[tuple[int, int, int, int]]:
         """The relocations that apply to section `index`: (offset, type, symbol index, addend).
@@ -307,34 +335,37 @@ class ObjectFile:
 
         Raises JITListenerError if a function lies outside its section, or a name is malformed.
         """
-        executable = self.executable.copy()
+        if not self.symbol_table:
+            return []
+        ends = self.executable.copy()
         found: dict[tuple[int, int], tuple[int, int, int]] = {}
-        for name, info, _, section, offset, size in self.symbols:
-            rank = _FUNCTION_RANK.get(info)
-            if rank is None or section not in executable:
+        for name, info, _, section, offset, size in SYMBOL.iter_unpack(
+            self._raw(self.symbol_table)
+        ):
+            if info not in _FUNCTION_RANK or section not in ends:
                 continue
-            room = executable[section] - offset
+            rank, room = _FUNCTION_RANK[info], ends[section] - offset
             if room <= 0:
                 if room or size:
                     raise JITListenerError(
                         f"a function at offset {offset:#x} of section {section}, "
-                        f"which has {executable[section]:#x} bytes"
+                        f"which has {ends[section]:#x} bytes"
                     )
                 continue  # a label that marks the section's end
             best = found.get((section, offset))
             if best is None or rank < best[0]:
                 found[section, offset] = rank, name, min(size, room)
         functions = []
-        ends = executable
+        strings = self._raw(self._symbol_strings)
         room_for_names = 16 * len(self.data)
         for (section, offset), (_, name, size) in sorted(found.items(), reverse=True):
-            text = _string(self.symbol_strings, name, f"a function of section {section}")
+            text = _string(strings, name, f"a function of section {section}")
             # Names may share their ends, as linkers make them do; in a file made to harm, each
             # could be a long end of one string, and all of them be far larger than the file.
             room_for_names -= len(text)
             if room_for_names < 0:
                 raise JITListenerError("the names of the functions overlap: they exceed the file")
-            functions.append(FunctionSymbol(text, section, offset, size or ends[section] - offset))
+            functions.append(_function((text, section, offset, size or ends[section] - offset)))
             ends[section] = offset
         functions.reverse()
         return functions

@@ -44,6 +44,14 @@ def test_sections_are_those_in_memory(collatz):
         collatz.section(".debug_info")
 
 
+def test_the_debug_object_is_the_emitted_one_with_load_addresses(collatz):
+    debug_object = ObjectFile(collatz.debug_object())
+    loaded = {section.index: section.address for section in collatz.sections}
+    assert loaded.items() <= debug_object.addresses.items()
+    assert set(debug_object.allocated) == set(loaded)
+    assert debug_object.emitted == collatz.elf != collatz.debug_object()
+
+
 def test_lines_are_absolute_and_name_the_source(collatz):
     lines = collatz.lines()
     addresses = [line.address for line in lines]

@@ -20,7 +20,7 @@ from llvmlite.binding.orcjit import _LinkElement, _SymbolAddress
 from ..errors import JITListenerError
 from ..objectfile import SHN_UNDEF, ObjectFile
 from .constructors import Constructors, split_constructors
-from .sectionsymbols import add_symbols, forget_symbols, loaded_sections, new_symbol
+from .sectionsymbols import add_symbols, forget_symbols, new_symbol
 from .targets import TargetOptions
 
 __all__ = [
@@ -305,7 +305,7 @@ def _compile(text: bytes, target: TargetOptions | None) -> tuple[bytes | None, C
 def _with_symbols(elf: bytes, constructors: Constructors | None) -> tuple[Element, bytes]:
     """An element, and its object with symbols of ours."""
     file = ObjectFile(elf)
-    starts = {index: new_symbol() for index in loaded_sections(file)}
+    starts = {index: new_symbol() for index in file.allocated}
     element = Element(file, starts, set(), set(), set(), set())
     added = [(name, index, 0) for index, name in starts.items()]
     for symbol in file.symbols:

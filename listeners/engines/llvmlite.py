@@ -360,8 +360,9 @@ class Engines:
         """Note which symbols of a new library are not in memory, where `here` is not all of it."""
         elements, count = arguments[:2]
         engine.latent.pop(library, None)
-        objects = sum(elements[index].element_kind != jitlink.LIBRARY for index in range(count))
-        if len(here) < objects:
+        if len(here) < count and len(here) < sum(
+            elements[index].element_kind != jitlink.LIBRARY for index in range(count)
+        ):
             symbols = _given_symbols(arguments).difference(*map(_symbols, here))
             if symbols:
                 engine.latent[library] = symbols

@@ -16,9 +16,9 @@ import secrets
 from collections.abc import Iterable
 from struct import Struct
 
-from ..objectfile import SECTION, SHF_ALLOC, SYMBOL, ObjectFile
+from ..objectfile import SECTION, SYMBOL, ObjectFile
 
-__all__ = ["add_symbols", "forget_symbols", "loaded_sections", "new_symbol"]
+__all__ = ["add_symbols", "forget_symbols", "new_symbol"]
 
 OFFSET_AND_SIZE = Struct("<QQ")  # sh_offset and sh_size, at 24 of a section header
 GLOBAL_NOTYPE = 0x10  # st_info
@@ -37,15 +37,6 @@ def new_symbol() -> bytes:
 def forget_symbols(message: bytes) -> bytes:
     """An error message of the linker's without our symbols in its lists."""
     return _listed.sub(b"", message).replace(b"{ , ", b"{ ").replace(b"[ , ", b"[ ")
-
-
-def loaded_sections(file: ObjectFile) -> list[int]:
-    """The indices of the sections that take up memory once the object is loaded."""
-    return [
-        index
-        for index, header in enumerate(file.sections)
-        if header.flags & SHF_ALLOC and header.size
-    ]
 
 
 def add_symbols(file: ObjectFile, symbols: Iterable[tuple[bytes, int, int]]) -> bytes:
