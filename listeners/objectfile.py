@@ -146,6 +146,7 @@ class ObjectFile:
         self.executable: dict[int, int] = {}
         self.addresses: dict[int, int] = {}
         self.symbol_table = self._symbol_strings = 0
+        string_tables = []
         headers = _BRIEF_SECTION.iter_unpack(data[table : table + count * SECTION.size])
         for index, (kind, flags, address, size) in enumerate(headers):
             if flags & SHF_ALLOC and size:
@@ -154,21 +155,28 @@ class ObjectFile:
                 self.executable[index] = size
             if address:
                 self.addresses[index] = address
-            if kind == SHT_SYMTAB:
-                self._set_symbol_table(index)
-        self._check_strings(self.names_index, "e_shstrndx")
-
-    def _set_symbol_table(self, index: int) -> None:
-        header = self._header(index)
+            if kind == SHT_STRTAB:
+                string_tables.append(index)
+            elif kind == SHT_SYMTAB:
+                if self.symbol_table:
+                    raise JITListenerError(f"section {index}: a second symbol table")
+                self.symbol_table = index
+        if self.names_index not in string_tables:
+            raise JITListenerError(f"e_shstrndx: section {self.names_index} is not a string table")
         if self.symbol_table:
-            raise JITListenerError(f"section {index}: a second symbol table")
-        if header.entry_size != SYMBOL.size or header.size % SYMBOL.size or not header.size:
-            raise JITListenerError(
-                f"section {index}: a symbol table of {header.size:#x} bytes "
-                f"in entries of {header.entry_size}, not 24"
+            _, _, _, _, _, size, strings, _, _, entry_size = SECTION.unpack_from(
+                data, table + self.symbol_table * SECTION.size
             )
-        self._check_strings(header.link, f"section {index}: sh_link")
-        self.symbol_table, self._symbol_strings = index, header.link
+            if entry_size != SYMBOL.size or size % SYMBOL.size or not size:
+                raise JITListenerError(
+                    f"section {self.symbol_table}: a symbol table of {size:#x} bytes "
+                    f"in entries of {entry_size}, not 24"
+                )
+            if strings not in string_tables:
+                raise JITListenerError(
+                    f"section {self.symbol_table}: sh_link: section {strings} is not a string table"
+                )
+            self._symbol_strings = strings
 
     def _header(self, index: int) -> SectionHeader:
         return _section(SECTION.unpack_from(self.data, self.section_table + index * SECTION.size))
@@ -216,10 +224,6 @@ class ObjectFile:
                 f"of a file of {len(self.data):#x}"
             )
 
-    def _check_strings(self, index: int, where: str) -> None:
-        if index >= self.section_count or self._header(index).type != SHT_STRTAB:
-            raise JITListenerError(f"{where}: section {index} is not a string table")
-
     @property
     def emitted(self) -> bytes:
         """The bytes as a compiler emits them: no section has an address."""
@@ -259,7 +263,9 @@ class ObjectFile:
     # Contents
 
     def _raw(self, index: int) -> bytes:
-        _, _, _, _, offset, size, _, _, _, _ = self._header(index)
+        _, _, _, _, offset, size, _, _, _, _ = SECTION.unpack_from(
+            self.data, self.section_table + index * SECTION.size
+        )
         if offset + size > len(self.data):
             self._check_extent(index)
         return self.data[offset : offset + size]

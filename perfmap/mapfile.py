@@ -19,7 +19,8 @@ import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, starmap
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LINE = re.compile(rb"(?:0x)?([0-9a-fA-F]{1,16}) (?:0x)?([0-9a-fA-F]{1,16}) (.+)", re.DOTALL)
 
 _Line = tuple[int, int, bytes]  # first address, address after the last, the line
+_address_of, _text_of = itemgetter(0), itemgetter(2)
 
 
 class MapEntry(NamedTuple):
@@ -161,7 +163,7 @@ class MapFile:
         characters and lone surrogates become ``?``; a name is cut at 4,096 bytes. Names are
         shown as they are: demangle them first.
         """
-        lines = [_line(*entry) for entry in entries]
+        lines = list(starmap(_line, entries))
         if lines:
             self._turns.perform(partial(self._add, lines))
 
@@ -195,7 +197,7 @@ class MapFile:
         if len(lines) > 1:
             lines = _last_ones(lines)
         self._write(file, lines)
-        order, addresses = self._order, [address for address, _, _ in lines]
+        order, addresses = self._order, list(map(_address_of, lines))
         first = bisect_left(order, addresses[0])
         if first == len(order) or order[first] > addresses[-1]:  # as the functions of one object
             order[first:first] = addresses
@@ -204,7 +206,7 @@ class MapFile:
                 insort(order, address)
 
     def _write(self, file: SharedFile, lines: list[_Line]) -> None:
-        offset = file.write(b"".join([line for _, _, line in lines]))
+        offset = file.write(b"".join(map(_text_of, lines)))
         for address, end, line in lines:
             self._live[address] = end, line, offset
             offset += len(line)
