@@ -26,17 +26,20 @@ def check(symfile: bytes, register_code: int) -> None:
         )
     if header.type not in _TYPES:
         raise GDBJITError(f"e_type is {header.type}: not an object, a program or a library")
-    if header.phnum and header.phentsize != form.segment.size:
-        raise GDBJITError(f"e_phentsize is {header.phentsize}, where {form.segment.size} is right")
-    _inside(symfile, "program header table", header.phoff, header.phnum * form.segment.size)
+    if header.phnum:
+        if header.phentsize != form.segment.size:
+            raise GDBJITError(
+                f"e_phentsize is {header.phentsize}, where {form.segment.size} is right"
+            )
+        _inside(symfile, "program header table", header.phoff, header.phnum * form.segment.size)
     if header.shentsize != form.section.size:
         raise GDBJITError(f"e_shentsize is {header.shentsize}, where {form.section.size} is right")
     if not header.shoff:
         raise GDBJITError("e_shoff is 0: debuggers find symbols by section headers, add them")
-    _inside(symfile, "section header table", header.shoff, form.section.size)
     count, names = header.shnum, header.shstrndx
     if not count or names == elf.SHN_XINDEX:
         # Numbers that do not fit the header are in section 0.
+        _inside(symfile, "section header table", header.shoff, form.section.size)
         first = elf.Section(*form.section.unpack_from(symfile, header.shoff))
         count = count or first.size
         names = first.link if names == elf.SHN_XINDEX else names
@@ -50,14 +53,13 @@ def _check_sections(
     symfile: bytes, form: elf.Format, table: int, count: int, names: int, register_code: int
 ) -> None:
     end = len(symfile)
-    name_section = elf.Section(
-        *form.section.unpack_from(symfile, table + names * form.section.size)
+    _, kind, _, _, offset, names_size, *_ = form.section.unpack_from(
+        symfile, table + names * form.section.size
     )
-    _inside(symfile, f"section {names}", name_section.offset, name_section.size)
-    names_end = name_section.offset + name_section.size
-    if name_section.type != elf.SHT_STRTAB or symfile[names_end - 1 : names_end] != b"\0":
+    _inside(symfile, f"section {names}", offset, names_size)
+    names_end = offset + names_size
+    if kind != elf.SHT_STRTAB or symfile[names_end - 1 : names_end] != b"\0":
         raise GDBJITError(f"section {names}: not a string table, but section names are there")
-    names_size = name_section.size
     headers = memoryview(symfile)[table : table + count * form.section.size]
     for index, fields in enumerate(form.section.iter_unpack(headers)):
         name, kind, flags, address, offset, size, link, info, _align, entry_size = fields
