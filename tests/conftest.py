@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import atexit
 import os
 import subprocess
 import sys
@@ -22,12 +23,18 @@ def _llvm() -> None:
 
 @pytest.fixture(scope="session")
 def _sweeper() -> subprocess.Popen[bytes]:
-    """Lives a moment longer than this process, which may write its map file at its end."""
     program = str(Path(__file__).with_name("sweeper.py"))
-    command = [sys.executable, "-I", "-S", program, str(os.getpid())]
+    this = os.getpid()
+    command = [sys.executable, "-I", "-S", program, str(this)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout
     assert process.stdout.readline() == b"watching\n"
+
+    @atexit.register  # before any listener does, and so called after them
+    def end() -> None:
+        if os.getpid() == this:
+            process.communicate()
+
     return process
 
 
