@@ -53,15 +53,13 @@ def defining(memory: Memory) -> list[Module]:
     linked = _linked(memory)
     mappings = memory.mappings()
     if not mappings:
-        raise GDBJITError(
-            f"process {memory.pid} has no memory: it has ended, or is a kernel thread"
-        )
+        raise GDBJITError(f"{memory.who} has no memory: it has ended, or is a kernel thread")
     modules = []
     for loaded in linked or _mapped(memory, mappings):
         mapping = _mapping_of(mappings, loaded.inside)
         if mapping is None or not mapping.inode:
             continue
-        for path in _paths(memory, mapping, loaded.name):
+        for path in memory.paths(mapping, loaded.name):
             file = _file(path)
             if file is None:
                 continue
@@ -83,7 +81,7 @@ def _linked(memory: Memory) -> list[_Loaded]:
     """The dynamic linker's list; empty if there is none, or it is never seen at rest."""
     for attempt in range(ATTEMPTS):
         try:
-            form = _program_format(memory)
+            form = elf.read_header(memory.program())[1]
             debug = _r_debug(memory, form)
             if not debug:
                 return []
@@ -94,14 +92,6 @@ def _linked(memory: Memory) -> list[_Loaded]:
             pass
         time.sleep(0.001 * attempt)
     return []
-
-
-def _program_format(memory: Memory) -> elf.Format:
-    try:
-        with open(f"{memory.proc}/exe", "rb") as program:  # noqa: PTH123 (follows the kernel's link)
-            return elf.read_header(program.read(64))[1]
-    except OSError as error:
-        raise GDBJITError(f"cannot read {memory.proc}/exe: {error.strerror}") from error
 
 
 def _r_debug(memory: Memory, form: elf.Format) -> int:
@@ -152,19 +142,6 @@ def _mapped(memory: Memory, mappings: list[Mapping]) -> Iterator[_Loaded]:
 def _mapping_of(mappings: list[Mapping], address: int) -> Mapping | None:
     index = bisect.bisect_right(mappings, address, key=lambda mapping: mapping.start) - 1
     return mappings[index] if index >= 0 and address < mappings[index].end else None
-
-
-def _paths(memory: Memory, mapping: Mapping, name: str) -> Iterator[str]:
-    """Ways to the mapped file, surest first.
-
-    map_files leads to the very file, deleted or not, but not for every user. root is where the
-    process sees its files. `name`, as the dynamic linker was given it, may lead to a file without
-    a path, by a descriptor.
-    """
-    yield f"{memory.proc}/map_files/{mapping.start:x}-{mapping.end:x}"
-    yield f"{memory.proc}/root{mapping.path}"
-    if name.startswith("/"):
-        yield f"{memory.proc}/root{name}"
 
 
 def _file(path: str) -> symbols.ElfFile | None:

@@ -21,7 +21,9 @@ from .errors import GDBJITError
 # pread() makes room for all it is asked for before it reads, so a size that is more than this
 # is compared with what is mapped first.
 BULK = 1 << 20
+MAX_READ = 1 << 30
 IOV_MAX = 1024
+ADDRESS_SPACE = 1 << 64
 
 
 class Mapping(NamedTuple):
@@ -45,6 +47,7 @@ class Memory:
 
     def __init__(self, pid: int | None) -> None:
         self.pid = pid
+        self.who = "this process" if pid is None else f"process {pid}"
         self.proc = f"/proc/{'self' if pid is None else pid}"
         self._fd = -1
         if pid is not None and pid <= 0:
@@ -80,7 +83,7 @@ class Memory:
                 part = (
                     os.pread(self._fd, rest, address)
                     if self._fd >= 0
-                    else _read_vm(os.getpid(), [address], rest)
+                    else _read_vm(os.getpid(), [(address, rest)])
                 )
             except OSError as error:
                 raise self._error(f"cannot read {rest} bytes at {address:#x}", error) from error
@@ -100,7 +103,7 @@ class Memory:
         pid = os.getpid() if self.pid is None else self.pid
         try:
             data = b"".join(
-                _read_vm(pid, addresses[start : start + IOV_MAX], size)
+                _read_vm(pid, [(at, size) for at in addresses[start : start + IOV_MAX]])
                 for start in range(0, len(addresses), IOV_MAX)
             )
         except OSError as error:
@@ -110,6 +113,34 @@ class Memory:
         if len(data) != size * len(addresses):
             return [self.read(address, size) for address in addresses]
         return [data[at : at + size] for at in range(0, len(data), size)]
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | GDBJITError]:
+        """The bytes of each range (address, size), or why they cannot be read."""
+        pid = os.getpid() if self.pid is None else self.pid
+        found: list[bytes | GDBJITError] = []
+        while len(found) < len(ranges):
+            # The kernel stops at the first byte that is not mapped.
+            batch = []
+            for address, size in ranges[len(found) : len(found) + IOV_MAX]:
+                if size > BULK or address + size > ADDRESS_SPACE:
+                    break
+                batch.append((address, size))
+            try:
+                data = _read_vm(pid, batch) if batch else b""
+            except OSError:
+                data = b""
+            at = 0
+            for _, size in batch:
+                if at + size > len(data):
+                    break
+                found.append(data[at : at + size])
+                at += size
+            if len(found) < len(ranges) and (len(data) > at or not at):
+                try:
+                    found.append(self.read(*ranges[len(found)]))
+                except GDBJITError as error:
+                    found.append(error)
+        return found
 
     def string(self, address: int, limit: int = 4096) -> bytes:
         """The NUL-terminated string at `address`, at most `limit` bytes of it."""
@@ -143,6 +174,29 @@ class Memory:
             raise self._error("cannot read its auxiliary vector", error) from error
         return dict(form.pairs(vector))
 
+    def program(self) -> bytes:
+        """The file header of the program that runs."""
+        try:
+            with open(f"{self.proc}/exe", "rb") as file:  # noqa: PTH123 (follows the kernel's link)
+                return file.read(64)
+        except OSError as error:
+            raise self._error(f"cannot read {self.proc}/exe", error) from error
+
+    def paths(self, mapping: Mapping, name: str) -> list[str]:
+        """Ways to a mapped file, surest first.
+
+        map_files leads to the very file, deleted or not, but not for every user. root is where the
+        process sees its files. `name`, as the dynamic linker was given it, may lead to a file
+        without a path, by a descriptor.
+        """
+        paths = [
+            f"{self.proc}/map_files/{mapping.start:x}-{mapping.end:x}",
+            f"{self.proc}/root{mapping.path}",
+        ]
+        if name.startswith("/"):
+            paths.append(f"{self.proc}/root{name}")
+        return paths
+
     def _check_mapped(self, address: int, size: int) -> None:
         at = address
         for mapping in self.mappings():
@@ -150,6 +204,8 @@ class Memory:
                 at = mapping.end
         if at < address + size:
             raise self._error(f"{size} bytes at {address:#x} are not mapped")
+        if size > MAX_READ:
+            raise self._error(f"{size} bytes at {address:#x}: at most {MAX_READ} are read at once")
 
     def _is_zombie(self) -> bool:
         """Whether it has ended and nobody has waited for it yet: only root may open its files."""
@@ -160,7 +216,7 @@ class Memory:
             return False
 
     def _error(self, problem: str, error: OSError | None = None) -> GDBJITError:
-        who = "this process" if self.pid is None else f"process {self.pid}"
+        who = self.who
         if error is None:
             return GDBJITError(f"{who}: {problem}")
         if error.errno in (errno.EACCES, errno.EPERM):
@@ -180,16 +236,16 @@ class Memory:
         return GDBJITError(f"{who}: {problem}: {error.strerror}")
 
 
-def _read_vm(pid: int, addresses: Sequence[int], size: int) -> bytes:
-    """At most `size` bytes at each address, up to one that is not mapped. See process_vm_readv(2).
+def _read_vm(pid: int, ranges: Sequence[tuple[int, int]]) -> bytes:
+    """The bytes of the ranges (address, size), up to one that is not mapped.
 
-    Raises OSError.
+    See process_vm_readv(2). Raises OSError.
     """
-    count = len(addresses)
-    buffer = ctypes.create_string_buffer(size * count)
-    here = struct.pack("NN", ctypes.addressof(buffer), size * count)
-    there = struct.pack("NN" * count, *itertools.chain(*((at, size) for at in addresses)))
-    got = _process_vm_readv()(pid, here, 1, there, count, 0)
+    total = sum(size for _, size in ranges)
+    buffer = ctypes.create_string_buffer(total)
+    here = struct.pack("NN", ctypes.addressof(buffer), total)
+    there = struct.pack("NN" * len(ranges), *itertools.chain(*ranges))
+    got = _process_vm_readv()(pid, here, 1, there, len(ranges), 0)
     if got < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return buffer.raw[:got]

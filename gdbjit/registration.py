@@ -84,9 +84,9 @@ def register(symfile: bytes, descriptor: Descriptor | None = None) -> Registrati
     image = bytes(symfile)
     if descriptor is None:
         descriptor = _first()
-    elif descriptor.pid is not None:
+    elif descriptor._memory is not None:
         raise GDBJITError(
-            f"the descriptor is one of process {descriptor.pid}, which can only be read: "
+            f"the descriptor is one of {descriptor._memory.who}, which can only be read: "
             "take one of descriptors()"
         )
     check(image, descriptor.register_code)
