@@ -86,10 +86,10 @@ class _Waiting:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name not in (BINDING, "listeners"):
+        if name not in (BINDING, "listeners") or self not in sys.meta_path:
             return None
-        for finder in sys.meta_path:
-            find = getattr(finder, "find_spec", None) if finder is not self else None
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+            find = getattr(finder, "find_spec", None)
             spec: ModuleSpec | None = find(name, path, target) if find else None
             if spec:
                 if spec.loader and (name == BINDING or _is_ours(spec)):

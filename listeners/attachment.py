@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from importlib import import_module
 from time import monotonic_ns
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
-import llvmlite.binding as llvm
-
-from .engines.llvmlite import engines
+from .engines.arrival import hear_llvmlite
 from .errors import JITListenerError
-from .events import JITEventListener, LoadedObject
+from .events import EventSink, JITEventListener, LoadedObject
 from .timing import EngineCall, call_under_way, watchers
 
 __all__ = ["Attachment", "attach"]
@@ -30,7 +29,10 @@ def attach(engine: Any | None, *listeners: JITEventListener) -> Attachment:
     Raises JITListenerError if `engine` is none of these or is closed, or if this build of LLVM
     cannot be heard.
     """
-    attachment = Attachment(*listeners)
+    import_module("llvmlite.binding")  # first: who waits for this import may come here, too
+    from .engines.llvmlite import engines
+
+    attachment = Attachment(engines, *listeners)
     heard = None if engine is None else _llvmlite_engine(engine)
     if attachment.asking:
         watchers.append(attachment)
@@ -42,16 +44,23 @@ def attach(engine: Any | None, *listeners: JITEventListener) -> Attachment:
     return attachment
 
 
+class Source(Protocol):
+    """What sends events to attachments: the engines of one kind."""
+
+    def unsubscribe(self, sink: EventSink) -> None: ...
+
+
 class Attachment:
     """Listeners attached to an engine. A context manager: leaving it detaches them."""
 
-    def __init__(self, *listeners: JITEventListener) -> None:
+    def __init__(self, source: Source, *listeners: JITEventListener) -> None:
         for listener in listeners:
             if not isinstance(listener, JITEventListener):
                 raise JITListenerError(
                     f"{listener!r} is not a JITEventListener: derive its class from that"
                 )
         self.listeners = listeners
+        self._source = source
         self._objects: dict[int, LoadedObject] = {}
         self._attached = True
         self._reported: set[int] = set()
@@ -84,7 +93,7 @@ class Attachment:
 
     def end(self) -> None:
         """For the engine: there is nothing more to hear."""
-        engines.unsubscribe(self)
+        self._source.unsubscribe(self)
         if self in watchers:
             watchers.remove(self)
 
@@ -148,6 +157,8 @@ class Attachment:
 
 def _llvmlite_engine(engine: Any) -> Any:
     """The llvmlite engine that `engine` is, or that an object of Numba's works with."""
+    import llvmlite.binding as llvm
+
     inner = engine
     for attribute in ("_codegen", "_engine", "_ee"):  # CodeLibrary, JITCPUCodegen, JitEngine
         inner = getattr(inner, attribute, inner)
@@ -159,3 +170,6 @@ def _llvmlite_engine(engine: Any) -> Any:
     if inner.closed:
         raise JITListenerError(f"{engine!r} is closed")
     return inner
+
+
+hear_llvmlite()
