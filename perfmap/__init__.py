@@ -1,8 +1,9 @@
 """perf's own formats, for whoever makes machine code at run time.
 
-`MapFile` gives the code of a running process names in ``perf report``; `read_map` reads such
-a file back. `JITDumpWriter` gives it names that change with time, source lines and call frames,
-after ``perf inject -j``; `read_jitdump` reads that back. Only the standard library is used.
+`MapFile` gives the code of a running process names in ``perf report``, `write_map` that of another
+one; `read_map` reads such a file back. `JITDumpWriter` gives it names that change with time, source
+lines and call frames, after ``perf inject -j``; `read_jitdump` reads that back. Only the standard
+library is used.
 """
 
 from perfmap.callframes import FrameRules
@@ -10,6 +11,7 @@ from perfmap.dumpwriter import JITDumpWriter
 from perfmap.errors import PerfMapError
 from perfmap.jitdump import JITDumpFile, read_jitdump
 from perfmap.mapfile import MapEntry, MapFile, read_map
+from perfmap.otherprocess import write_map
 from perfmap.places import JITCode
 
 __all__ = [
@@ -22,4 +24,5 @@ __all__ = [
     "PerfMapError",
     "read_jitdump",
     "read_map",
+    "write_map",
 ]

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from perfmap.errors import PerfMapError
 from perfmap.forks import follow_forks
-from perfmap.sharedfile import SharedFile
+from perfmap.sharedfile import SharedFile, process_start
 from perfmap.turns import Turns
 
 _ADDRESS_SPACE = 1 << 64
@@ -241,7 +241,7 @@ class MapFile:
 
     def _open_again(self) -> SharedFile:
         self._close_file()
-        self._file = SharedFile(self.path, self._of_this_process)
+        self._file = SharedFile(self.path, process_start() if self._of_this_process else None)
         if self._live:
             # After a fork, CPython can have copied the parent's file here, our lines with it
             # (PyUnstable_CopyPerfMapFile, 3.13).

@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from bisect import bisect_left, insort
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,20 +28,20 @@ class SharedFile:
     """An open file (made if need be, mode 0600) and what we know of our bytes in it.
 
     A symbolic link, a file of another user and one with a second hard link are refused, as is
-    what is not a regular file. With `of_this_process`, the lines of a file that was last
-    written before this process began are emptied: they are a dead process's of the same pid.
+    what is not a regular file. The lines of a file that was last written before the time `since`,
+    when the process that it names began, are emptied: they are a dead process's of the same pid.
 
     Whatever a method raises is a `PerfMapError`; none of its bytes is in the file then. What
     someone else put in the place of our bytes is never overwritten.
     """
 
-    def __init__(self, path: Path, of_this_process: bool) -> None:
+    def __init__(self, path: Path, since: float | None) -> None:
         self._path = path
         self._opened: list[int] = []
         self._holes = _Holes()
         problem = None
         try:
-            problem = self._open(of_this_process)
+            problem = self._open(since)
         except (OSError, ValueError) as error:
             problem = getattr(error, "strerror", None) or str(error)
         if problem is not None:
@@ -52,7 +52,7 @@ class SharedFile:
                 f"cannot use {str(path)!r}: {problem}; remove what is there, or choose another path"
             )
 
-    def _open(self, of_this_process: bool) -> str | None:
+    def _open(self, since: float | None) -> str | None:
         common = os.O_NOFOLLOW | os.O_CLOEXEC
         # Two descriptors: on Linux, pwrite through one with O_APPEND appends.
         for flags in (os.O_RDWR | os.O_CREAT, os.O_WRONLY | os.O_APPEND):
@@ -71,7 +71,7 @@ class SharedFile:
         self._end = 0
         if not status.st_size:
             return None
-        if of_this_process and status.st_mtime < process_start() - CLOCK_GRAIN:
+        if since is not None and status.st_mtime < since - CLOCK_GRAIN:
             os.ftruncate(self._editing, 0)
         elif os.pread(self._editing, 1, status.st_size - 1) != b"\n":
             os.write(self._appending, b"\n")
@@ -120,17 +120,19 @@ class SharedFile:
 
     def find(self, lines: Collection[bytes]) -> dict[bytes, int]:
         """The offsets of those of `lines` that are in the file."""
-        found = {}
+        return {line: offset for offset, line in self.lines() if line in lines}
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Every line of the file, whoever wrote it, and its offset."""
         offset = 0
         try:
             with os.fdopen(self._editing, "rb", closefd=False) as file:
+                file.seek(0)
                 for line in file:
-                    if line in lines:
-                        found[line] = offset
+                    yield offset, line
                     offset += len(line)
         except OSError as error:
             raise self._failure(error.strerror) from error
-        return found
 
     def close(self) -> None:
         opened, self._opened = self._opened, []
@@ -210,9 +212,14 @@ class _Holes:
         return end
 
 
-def process_start() -> float:
-    """When this process began, in seconds of the clock that stamps files."""
-    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+def process_start(pid: int | None = None) -> float:
+    """When this process or process `pid` began, in seconds of the clock that stamps files."""
+    fields = (
+        Path(f"/proc/{'self' if pid is None else pid}/stat")
+        .read_bytes()
+        .rpartition(b")")[2]
+        .split()
+    )
     ticks = int(fields[19])  # field 22, starttime, counted from boot: proc_pid_stat(5)
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return boot + ticks / os.sysconf("SC_CLK_TCK")
