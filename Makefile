@@ -29,6 +29,7 @@ lint: $(VENV)/installed
 
 benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/attach.py
+	$(BIN)/python benchmarks/outside.py
 
 $(VENV)/installed: pyproject.toml | tools
 	$(PYTHON) -m venv $(VENV)

@@ -1,8 +1,8 @@
 """The command `jitlisten`.
 
-It stands beside `listeners` and not inside, for `import listeners` loads llvmlite, some 180 MB:
-`run` only starts a program, a Python which that program starts need not use llvmlite at all, and
-`doctor` has to say it when llvmlite cannot be loaded.
+It stands beside `listeners` and not inside: `run` only starts a program, a Python which that
+program starts need not use llvmlite at all, and `doctor` has to say it when llvmlite cannot be
+loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 TYPE_CHECKING = False  # without the import of typing, which every Python of `run` would pay for
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
 __all__ = ["main"]
 
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     stackmap.add_argument("file", metavar="FILE", help="an object file, as compilers emit it")
     stackmap.add_argument("--json", action="store_true", help="write JSON instead of tables")
+    _add_outside(commands)
     options = parser.parse_args(arguments)
 
     if options.version:
@@ -73,5 +75,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .stackmap import stackmap as show_stackmap
 
         return show_stackmap(options.file, as_json=options.json)
+    if options.command:
+        from .outside import look
+
+        return look(parser, options)
     parser.print_help()
     return 0
+
+
+def _add_outside(commands: Any) -> None:
+    """What looks at a process that we did not start, or at a core file."""
+    texts = {
+        "list": "list the JIT'd code of a process or core file: engines, functions, sections",
+        "map": "write the map file from which perf names the JIT'd code of a process",
+        "dump": "write the JIT'd code of a process or core file as ELF files",
+        "symbolize": "say what function and line of JIT'd code an address is in",
+    }
+    parsers = {name: commands.add_parser(name, help=text) for name, text in texts.items()}
+    for name, parser in parsers.items():
+        parser.set_defaults(core=None)
+        if name != "symbolize":
+            parser.add_argument(
+                "pid", nargs="?" if name != "map" else None, type=int, metavar="PID"
+            )
+        if name != "map":
+            parser.add_argument("--core", metavar="FILE", help="a core file, not a process")
+    parsers["list"].add_argument("--json", action="store_true", help="write JSON, not a table")
+    parsers["list"].add_argument(
+        "--watch",
+        nargs="?",
+        const=1.0,
+        type=float,
+        metavar="SECONDS",
+        help="list it again and again",
+    )
+    parsers["dump"].add_argument(
+        "-o", "--output", metavar="DIR", default=".", help="where to write; default: here"
+    )
+    parsers["symbolize"].add_argument(
+        "words", nargs="*", metavar="[PID] [ADDRESS ...]",
+        help="hexadecimal addresses; without, those in the text on stdin are explained",
+    )  # fmt: skip

@@ -1,0 +1,181 @@
+"""`jitlisten list`: the JIT'd code of a process or of a core file, by engine and object.
+
+With `--json`, one object on stdout; addresses are numbers:
+
+    {"process": 4711,       # or null
+     "core": null,          # or the file
+     "objects": [{
+        "engine":           # name of the file that keeps the list which the object is in
+        "library":          # its path
+        "entry":            # address of its jit_code_entry
+        "image_size":       # bytes of what is registered
+        "age":              # seconds since --watch first saw it, null if it was there before
+        "problem":          # why it cannot be read, else null
+        "functions": [{"name":, "demangled":, "address":, "size":}, …],
+        "sections": [{"name":, "address":, "size":, "flags":, "index":}, …]
+     }, …]}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from math import inf
+
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+import gdbjit
+from listeners.errors import JITListenerError
+from listeners.events import Function, Section
+
+from .outside import Registered, registered, who
+
+__all__ = ["main"]
+
+UNLIMITED = 100_000  # columns, where nobody's screen ends
+
+
+@dataclass(frozen=True)
+class Row:
+    """An object of the list, without its bytes."""
+
+    engine: str
+    library: str
+    entry: int
+    image_size: int
+    age: float | None
+    problem: str | None
+    functions: tuple[Function, ...]
+    sections: tuple[Section, ...]
+
+
+def main(options: Namespace) -> int:
+    """Print what there is, once or until the process ends; gives the exit status."""
+    if options.watch is not None:
+        return _watch(options)
+    rows, problem = _read(options)
+    if options.json and (rows or not problem):
+        print(_json(options, rows))
+    elif rows:
+        _console().print(_table(rows))
+    if problem:
+        print(f"jitlisten list: {problem}", file=sys.stderr)
+    return 1 if problem else 0
+
+
+def _watch(options: Namespace) -> int:
+    """List what there is every `options.watch` seconds, until it cannot be read any more."""
+    console = _console()
+    seen: dict[tuple[int, tuple[Function, ...]], float] = {}
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            now = time.monotonic()
+            rows, problem = _read(options)
+            if problem and not rows:
+                break
+            first = now if seen else -inf
+            seen = {key: seen.get(key, first) for row in rows for key in [_key(row)]}
+            aged = [replace(row, age=_age(now - seen[_key(row)])) for row in rows]
+            if options.json:
+                print(_json(options, aged), flush=True)
+            elif console.is_terminal:
+                live.update(_table(aged), refresh=True)
+            else:
+                console.print(_table(aged))
+            time.sleep(options.watch)
+    print(f"jitlisten list: {problem}", file=sys.stderr)
+    return 1
+
+
+def _key(row: Row) -> tuple[int, tuple[Function, ...]]:
+    """What tells an object from others that are, or were, there."""
+    return row.entry, row.functions
+
+
+def _age(seconds: float) -> float | None:
+    return None if seconds == inf else round(seconds, 3)
+
+
+def _read(options: Namespace) -> tuple[list[Row], str]:
+    """What there is, and what is wrong with the rest."""
+    rows: list[Row] = []
+    try:
+        rows += map(_row, registered(options))
+    except gdbjit.GDBJITError as error:
+        return rows, str(error)
+    unreadable = sum(row.problem is not None for row in rows)
+    return rows, f"{who(options)}: {unreadable} objects cannot be read" if unreadable else ""
+
+
+def _row(found: Registered) -> Row:
+    functions: tuple[Function, ...] = ()
+    sections: tuple[Section, ...] = ()
+    problem = None
+    try:
+        functions, sections = found.obj.functions, found.obj.sections
+    except JITListenerError as error:
+        problem = str(error)
+    return Row(
+        found.engine, found.library, found.entry, found.image_size,
+        None, problem, functions, sections,
+    )  # fmt: skip
+
+
+def _json(options: Namespace, rows: Sequence[Row]) -> str:
+    objects = [
+        {
+            **vars(row),
+            "functions": [
+                {"name": f.name, "demangled": f.demangled, "address": f.address, "size": f.size}
+                for f in row.functions
+            ],
+            "sections": [asdict(section) for section in row.sections],
+        }
+        for row in rows
+    ]
+    return json.dumps({"process": options.pid, "core": options.core, "objects": objects})
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = UNLIMITED
+    return console
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    """A line for each function, beside the lines of its object's sections."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("engine")
+    table.add_column("address", no_wrap=True)
+    table.add_column("size", justify="right")
+    table.add_column("function")
+    table.add_column("section", no_wrap=True)
+    table.add_column("size", justify="right")
+    with_age = any(row.age is not None for row in rows)
+    if with_age:
+        table.add_column("age", justify="right")
+    for row in rows:
+        functions = row.functions
+        cells = [
+            row.engine,
+            "\n".join(f"{function.address:#x}" for function in functions),
+            "\n".join(f"{function.size}" for function in functions),
+            row.problem or "\n".join(function.demangled for function in functions),
+            "\n".join(f"{section.address:#x} {section.name}" for section in row.sections),
+            "\n".join(f"{section.size}" for section in row.sections),
+        ]
+        if with_age:
+            cells.append("" if row.age is None else f"{row.age:.0f} s")
+        table.add_row(*cells)
+    code = sum(function.size for row in rows for function in row.functions)
+    table.caption = f"{len(rows)} objects, {code} bytes of functions"
+    table.caption_justify = "left"
+    return table
