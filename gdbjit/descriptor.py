@@ -121,6 +121,10 @@ class Descriptor:
                 f"read; that of the entry at {entry.address:#x}: {error}"
             )
 
+    def words(self) -> bytes:
+        """The descriptor itself, which most changes of the list change; it is read in no time."""
+        return self.read(self.address, self._layout.descriptor.size)
+
     def read(self, address: int, size: int) -> bytes:
         """Memory of the descriptor's process; GDBJITError where not all of it is mapped."""
         with ExitStack() as stack:

@@ -11,7 +11,6 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import gdbjit
 from listeners.errors import JITListenerError
 
 from .outside import registered, who
@@ -29,7 +28,7 @@ def main(options: Namespace) -> int:
         try:
             image, functions = found.obj.image(), found.obj.functions
             name = NOT_IN_NAMES.sub("_", found.obj.name)[:80]
-        except (JITListenerError, gdbjit.GDBJITError) as error:
+        except JITListenerError as error:
             problem = f"the object of the entry at {found.entry:#x}: {error}"
             print(f"jitlisten dump: {who(options)}: {problem}", file=sys.stderr)
             failed += 1

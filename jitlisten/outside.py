@@ -12,14 +12,13 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 import gdbjit
 from listeners.errors import JITListenerError
 from listeners.events import LoadedObject
-from listeners.symfile import read_symfile
+from listeners.symfile import registered_object
 from perfmap import PerfMapError
 
 __all__ = ["Registered", "look", "registered", "who"]
@@ -90,7 +89,7 @@ def registered(options: Namespace) -> Iterator[Registered]:
     for descriptor in descriptors:
         for entry, image in descriptor.images():
             count += 1
-            obj = LoadedObject(partial(read_symfile, image), descriptor.read)
+            obj = registered_object(descriptor, image)
             yield Registered(descriptor.library, entry.address, entry.size, obj)
     if not count:
         engines = ", ".join(Path(descriptor.library).name for descriptor in descriptors)

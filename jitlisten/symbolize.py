@@ -84,7 +84,7 @@ class _Code:
 def _line(obj: LoadedObject, address: int) -> str:
     try:
         lines = obj.lines()
-    except (JITListenerError, gdbjit.GDBJITError):  # unloaded since, or without lines to be read
+    except JITListenerError:  # unloaded since, or without lines that can be read
         return ""
     at = bisect_right(lines, address, key=lambda line: line.address) - 1
     return f" at {lines[at].file}:{lines[at].line}" if at >= 0 and lines[at].line else ""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Protocol
+
+import gdbjit
 
 from .engines.arrival import hear_llvmlite
 from .errors import JITListenerError
@@ -26,18 +29,31 @@ def attach(engine: Any | None, *listeners: JITEventListener) -> Attachment:
     or None for every llvmlite engine of this process, Numba's and future ones included. What is
     loaded already is announced before this returns.
 
+    It may also be one of `gdbjit.descriptors()`, which stands for any other engine that registers
+    its code with debuggers, as wasmtime does with `Config.debug_info`. What such an engine loads
+    and frees is announced at `refresh()`, or soon after it happens with `watch()`.
+
     Raises JITListenerError if `engine` is none of these or is closed, or if this build of LLVM
     cannot be heard.
     """
-    import_module("llvmlite.binding")  # first: who waits for this import may come here, too
-    from .engines.llvmlite import engines
+    source: Source
+    if isinstance(engine, gdbjit.Descriptor):
+        from .engines.descriptor import engine_of
 
-    attachment = Attachment(engines, *listeners)
-    heard = None if engine is None else _llvmlite_engine(engine)
+        source = engine_of(engine)
+        subscribe = source.subscribe
+    else:
+        import_module("llvmlite.binding")  # first: who waits for this import may come here, too
+        from .engines.llvmlite import engines
+
+        source = engines
+        heard = None if engine is None else _llvmlite_engine(engine)
+        subscribe = partial(engines.subscribe, engine=heard)
+    attachment = Attachment(source, *listeners)
     if attachment.asking:
         watchers.append(attachment)
     try:
-        engines.subscribe(attachment, heard)
+        subscribe(attachment)
     except BaseException:
         attachment.end()
         raise
@@ -48,6 +64,10 @@ class Source(Protocol):
     """What sends events to attachments: the engines of one kind."""
 
     def unsubscribe(self, sink: EventSink) -> None: ...
+
+    def refresh(self) -> None: ...
+
+    def watch(self, interval: float) -> None: ...
 
 
 class Attachment:
@@ -72,6 +92,22 @@ class Attachment:
     def objects(self) -> tuple[LoadedObject, ...]:
         """The objects that have been announced and are still loaded, in the order of loading."""
         return tuple(self._objects.values())
+
+    def refresh(self) -> None:
+        """Announce now what has been loaded and freed since the last time.
+
+        Only where a descriptor was attached to; of llvmlite's engines all is announced as it
+        happens. Raises JITListenerError if the engine's list of objects is not well-formed.
+        """
+        self._source.refresh()
+
+    def watch(self, interval: float = 0.1) -> None:
+        """Refresh every `interval` seconds, in a thread of its own, as long as anything is heard.
+
+        Everything is then announced at most `interval` seconds, and what it takes to read the
+        list, after it has happened. What is freed sooner than that may never be announced.
+        """
+        self._source.watch(interval)
 
     def detach(self) -> None:
         """Announce no more objects. Those announced already are followed to their end, so that
@@ -164,8 +200,8 @@ def _llvmlite_engine(engine: Any) -> Any:
         inner = getattr(inner, attribute, inner)
     if not isinstance(inner, llvm.ExecutionEngine | llvm.LLJIT):
         raise JITListenerError(
-            f"{engine!r} is no engine that can be attached to: give an ExecutionEngine or LLJIT"
-            " of llvmlite, an engine of Numba, or None for every engine of this process"
+            f"{engine!r} is no engine that can be attached to: give an ExecutionEngine or LLJIT of"
+            " llvmlite, an engine of Numba, a gdbjit.Descriptor, or None for all of llvmlite's"
         )
     if inner.closed:
         raise JITListenerError(f"{engine!r} is closed")

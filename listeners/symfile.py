@@ -8,8 +8,13 @@ linked into the one image for all tools.
 
 from __future__ import annotations
 
+from functools import partial
 from struct import Struct
 
+import gdbjit
+
+from .errors import JITListenerError
+from .events import LoadedObject
 from .objectfile import (
     ET_EXEC,
     ET_REL,
@@ -17,20 +22,31 @@ from .objectfile import (
     SECTION,
     SHF_ALLOC,
     SHF_EXECINSTR,
-    SHT_NULL,
     SHT_REL,
     SHT_RELA,
     SYMBOL,
     ObjectFile,
 )
 
-__all__ = ["read_symfile"]
+__all__ = ["read_symfile", "registered_object"]
 
 ET_DYN = 3
 PT_LOAD = 1
 SEGMENT = Struct("<IIQQQQQQ")
 _TYPE = Struct("<H")  # e_type, at 16
 _SEGMENTS = Struct("<Q14xHH")  # e_phoff, at 32; e_phentsize and e_phnum
+
+
+def registered_object(descriptor: gdbjit.Descriptor, image: bytes) -> LoadedObject:
+    """The object that is registered in `descriptor` with this image, in whatever process."""
+
+    def read(address: int, size: int) -> bytes:
+        try:
+            return descriptor.read(address, size)
+        except gdbjit.GDBJITError as error:
+            raise JITListenerError(f"its memory cannot be read any more: {error}") from error
+
+    return LoadedObject(partial(read_symfile, image), read, registered_in=descriptor)
 
 
 def read_symfile(image: bytes) -> ObjectFile:
@@ -50,11 +66,15 @@ def read_symfile(image: bytes) -> ObjectFile:
     sizes = _segment_sizes(image)
     for index, (header, section) in enumerate(zip(linked.sections, sections, strict=True)):
         loaded = header.flags & SHF_ALLOC
-        # Relocations for a dynamic linker, which has applied them; and a table made anew.
-        if (loaded and header.type in (SHT_RELA, SHT_REL)) or linked.section_name(index) == (
-            ".eh_frame_hdr"
+        name = linked.section_name(index)
+        # Relocations for a dynamic linker, which has applied them; frames that are relative to a
+        # place which is not told; and the table of frames, which is made anew.
+        if (
+            (loaded and header.type in (SHT_RELA, SHT_REL))
+            or (name == ".eh_frame" and not header.address)
+            or name == ".eh_frame_hdr"
         ):
-            section[1] = SHT_NULL
+            section[:] = [0] * len(section)
         elif header.flags & SHF_EXECINSTR and header.address and not header.size:
             section[5] = min(sizes.get(header.address, 0), len(image) - header.offset)
         SECTION.pack_into(data, linked.section_table + index * SECTION.size, *section)

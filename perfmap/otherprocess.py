@@ -96,4 +96,4 @@ def _update(file: SharedFile, lines: list[tuple[int, int, bytes]]) -> None:
                 stale.append((offset, text))
     file.blank(stale)
     if missing:
-        file.write(list(missing))
+        file.write(b"".join(missing))

@@ -94,6 +94,12 @@ class Engines:
         with lock:
             self._objects.unsubscribe(sink)
 
+    def refresh(self) -> None:
+        """Nothing: all is announced as it happens."""
+
+    def watch(self, interval: float) -> None:
+        """Nothing, for the same reason."""
+
     def _timed(self, action: str, replacement: Callable[..., Any]) -> Callable[..., Any]:
         """`replacement`, its time measured if anybody asks."""
 

@@ -20,6 +20,7 @@ from ..errors import JITListenerError
 from ..events import EventSink, LoadedObject
 from ..objectfile import SHF_EXECINSTR
 from . import jitlink
+from .order import catch_up
 from .targets import TargetOptions
 
 __all__ = ["Engine", "Loaded", "Objects"]
@@ -184,6 +185,7 @@ class Objects:
                         stack.callback(sink.freeing, loaded.obj)
 
     def _tell_loaded(self, keys: Iterable[int], sinks: Sinks) -> None:
+        catch_up()
         for key in keys:
             loaded = self._objects.get(key)
             if loaded is None or key in self.waiting:

@@ -1,10 +1,13 @@
 """Programs that know nothing of listeners, to be looked at from outside.
 
-unaware.py numba           `longest` calls `steps`, until standard input ends
-unaware.py mcjit [--crash] [--nobody]    the same in the tiny language; with --crash, `steps`
-                           writes to 0; with --nobody, as that user
-unaware.py churn COUNT     COUNT objects that stay, while others come and go; at the end of
-                           standard input, how many objects a second that were
+    unaware.py numba           `longest` calls `steps`
+    unaware.py mcjit [--crash] [--nobody]
+                               the same in the tiny language; with --crash, `steps` writes to 0;
+                               with --nobody, it runs as that user
+    unaware.py churn COUNT     COUNT objects that stay, while others come and go; in the end it
+                               prints how many a second
+
+They run until standard input ends.
 """
 
 import ctypes
