@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -522,15 +523,15 @@ for line in sys.stdin:
 def test_a_thousand_objects_are_read_in_sixty_milliseconds() -> None:
     with running("churn", "1000") as process:
         os.kill(process.pid, signal.SIGSTOP)
-        seconds: list[float] = []
-        while len(seconds) < 100 and min(seconds, default=1) >= 0.060:  # others are at work, too
-            start = time.perf_counter()
+        seconds = []
+        for _ in range(10):
+            start = time.thread_time()  # others may be at work, too
             found = [
                 image
                 for descriptor in gdbjit.descriptors(process.pid)
                 for _, image in descriptor.images()
             ]
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.thread_time() - start)
         assert len(found) >= 1000
         assert min(seconds) < 0.060
 
@@ -542,3 +543,18 @@ def test_a_long_list_is_right_while_the_program_loads_and_unloads() -> None:
             assert {f"stay_{number:07}" for number in range(3000)} <= found.keys()
             assert all(re.fullmatch(r"(stay|pass)_\d{7}", name) for name in found)
             assert len({function["address"] for function in found.values()}) == len(found)
+
+
+def test_a_process_that_ends_meanwhile_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with target("kept = [gdbjit.register(image) for _ in range(3000)]; say('ready'); wait()") as it:
+        assert line(it) == "ready"
+        killer = threading.Timer(0.3, it.kill)
+        while not jitlisten.main(["list", str(it.pid)]):
+            said = capsys.readouterr()
+            assert said.out.count(" .text") == 3000
+            assert said.err == ""
+            if killer.ident is None:
+                killer.start()
+        killer.join()
+    said = capsys.readouterr()
+    assert re.fullmatch(rf"jitlisten list: process {it.pid}: .*\n", said.err)
