@@ -86,7 +86,9 @@ def _watch(options: Namespace) -> int:
             if options.json:
                 print(_json(options, aged), flush=True)
             elif console.is_terminal:
-                live.update(_table(aged), refresh=True)
+                newest = _table(aged[-console.height :])  # the rest is not on the screen
+                newest.caption = _caption(aged)
+                live.update(newest, refresh=True)
             else:
                 console.print(_table(aged))
             time.sleep(options.watch)
@@ -153,10 +155,10 @@ def _console() -> Console:
 def _table(rows: Sequence[Row]) -> Table:
     """A line for each function, beside the lines of its object's sections."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("engine")
+    table.add_column("engine", no_wrap=True)
     table.add_column("address", no_wrap=True)
     table.add_column("size", justify="right")
-    table.add_column("function")
+    table.add_column("function", overflow="fold")
     table.add_column("section", no_wrap=True)
     table.add_column("size", justify="right")
     with_age = any(row.age is not None for row in rows)
@@ -169,13 +171,17 @@ def _table(rows: Sequence[Row]) -> Table:
             "\n".join(f"{function.address:#x}" for function in functions),
             "\n".join(f"{function.size}" for function in functions),
             row.problem or "\n".join(function.demangled for function in functions),
-            "\n".join(f"{section.address:#x} {section.name}" for section in row.sections),
+            "\n".join(section.name for section in row.sections),
             "\n".join(f"{section.size}" for section in row.sections),
         ]
         if with_age:
             cells.append("" if row.age is None else f"{row.age:.0f} s")
         table.add_row(*cells)
-    code = sum(function.size for row in rows for function in row.functions)
-    table.caption = f"{len(rows)} objects, {code} bytes of functions"
+    table.caption = _caption(rows)
     table.caption_justify = "left"
     return table
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    code = sum(function.size for row in rows for function in row.functions)
+    return f"{len(rows)} objects, {code} bytes of functions"
