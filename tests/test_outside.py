@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -126,6 +128,26 @@ def test_list_shows_functions_and_sections_at_their_addresses(tiny: int) -> None
     maps = Path(f"/proc/{tiny}/maps").read_text()
     ranges = re.findall(r"^(\w+)-(\w+) r-xp", maps, re.MULTILINE)
     assert any(int(start, 16) <= code["address"] < int(end, 16) for start, end in ranges)
+
+
+def test_list_shows_what_listeners_have_registered(tmp_path: Path) -> None:
+    """Linked images, in a descriptor of our own, of what JITLink has told nobody."""
+    program = (sys.executable, f"{PROGRAMS}/jit.py", "jitlink", "--all", "--loop")
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        address = process.stdout.readline().split()[1]
+        objects = listed(process.pid)
+        assert {name: hex(f["address"]) for name, f in functions(objects).items()}[
+            "steps"
+        ] == address
+        (path,) = command("dump", process.pid, "-o", tmp_path)[0].split()
+        place, _ = command("symbolize", process.pid, address)
+        assert re.fullmatch(rf"{address} steps\+0x0 at .*collatz.tiny:3\n", place)
+        process.communicate()
+    Path(f"/tmp/perf-{process.pid}.map").unlink()
+    assert "<steps>:" in run(tool("objdump"), "-d", path)
 
 
 def test_watch_tells_the_age_of_what_comes() -> None:
@@ -380,6 +402,32 @@ def test_what_is_no_core_file_is_said_so(tmp_path: Path, crashed: Path) -> None:
         cut = tmp_path / "cut"
         cut.write_bytes(whole[:size])
         assert str(cut) in refused("list", "--core", cut)
+
+
+def test_a_core_file_that_was_tampered_with_is_read_or_an_error(
+    crashed: Path, tmp_path: Path
+) -> None:
+    """Its headers and notes are; what they lead to is checked as the memory of a process is."""
+    path = tmp_path / "tampered"
+    shutil.copy(crashed, path)
+    random = Random(11)
+    outcomes = set()
+    with path.open("r+b") as file:
+        start = file.read(1 << 16)
+        for _ in range(100):
+            changed = bytearray(start)
+            for _ in range(random.randrange(1, 4)):
+                at = random.randrange(random.choice((64, 4096, 20000)))
+                changed[at : at + 8] = random.choice((bytes(8), b"\xff" * 8, random.randbytes(8)))
+            file.seek(0)
+            file.write(changed[: 1 << 16])
+            file.flush()
+            try:
+                found = [d.images() for d in gdbjit.descriptors(core=path)]
+                outcomes.add(sum(1 for images in found for _ in images))
+            except gdbjit.GDBJITError:
+                outcomes.add(-1)
+    assert outcomes >= {-1, 1}
 
 
 # What cannot be looked at
