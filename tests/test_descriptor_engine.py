@@ -127,10 +127,9 @@ def test_wasmtime_and_numba_are_named_in_one_recording(tmp_path: Path) -> None:
 
 
 @pytest.mark.tools
-def test_wasmtime_and_numba_have_code_images(tmp_path: Path) -> None:
-    shares = recorded(tmp_path, "run", "numba", "images")
+def test_wasmtime_has_code_images(tmp_path: Path) -> None:
+    shares = recorded(tmp_path, "run", "images")
     assert shares["wasm[0]::function[0]::sploosh"] > 5
-    assert sum(share for name, share in shares.items() if "numba_sum" in name) > 1
 
 
 def recorded(tmp_path: Path, *arguments: str) -> dict[str, float]:

@@ -397,10 +397,10 @@ def test_what_is_no_core_file_is_said_so(tmp_path: Path, crashed: Path) -> None:
     assert "not a regular file" in refused("list", "--core", tmp_path)
     assert "not an ELF file" in refused("list", "--core", __file__)
     assert "not a core file" in refused("list", "--core", "/proc/self/exe")
-    whole = crashed.read_bytes()
-    for size in (10, 100, 5000, len(whole) // 2):
-        cut = tmp_path / "cut"
-        cut.write_bytes(whole[:size])
+    cut = tmp_path / "cut"
+    shutil.copy(crashed, cut)
+    for size in (cut.stat().st_size // 2, 5000, 100, 10):
+        os.truncate(cut, size)
         assert str(cut) in refused("list", "--core", cut)
 
 
@@ -585,10 +585,10 @@ def test_a_thousand_objects_are_read_in_sixty_milliseconds() -> None:
 
 
 def test_a_long_list_is_right_while_the_program_loads_and_unloads() -> None:
-    with running("churn", "3000") as process:
-        for _ in range(10):
+    with running("churn", "2000") as process:
+        for _ in range(5):
             found = functions(listed(process.pid))
-            assert {f"stay_{number:07}" for number in range(3000)} <= found.keys()
+            assert {f"stay_{number:07}" for number in range(2000)} <= found.keys()
             assert all(re.fullmatch(r"(stay|pass)_\d{7}", name) for name in found)
             assert len({function["address"] for function in found.values()}) == len(found)
 
