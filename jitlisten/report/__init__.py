@@ -46,9 +46,12 @@ def report(arguments: list[str]) -> int:
     except BrokenPipeError:  # by `| head`; Python writes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    if locator.missing:
+        files = "; ".join(locator.missing[:3]) + ("; …" if len(locator.missing) > 3 else "")
+        problems.append(f"no lines of {len(locator.missing)} files of JIT code, gone: {files}")
     for problem in problems + locator.problems:
         print("jitlisten report:", " ".join(problem.split()), file=sys.stderr)
-    return 1 if problems else 0
+    return 1 if problems or locator.problems else 0
 
 
 def _parse(arguments: list[str]) -> Namespace:

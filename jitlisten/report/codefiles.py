@@ -7,6 +7,7 @@ it, and only then, for the debug information of a large one takes its time.
 from __future__ import annotations
 
 import bisect
+import glob
 import io
 import re
 import shutil
@@ -27,7 +28,7 @@ from listeners.objectfile import ET_EXEC
 
 from .samples import printable
 
-__all__ = ["CodeFile", "Function", "Instruction", "Place", "is_code_file", "readable"]
+__all__ = ["CodeFile", "Function", "Instruction", "Place", "is_code_file", "kept", "readable"]
 
 # NAME-PID-UNIQUE.so of CodeImages, jitted-PID-NUMBER.so of perf inject
 IMAGE = re.compile(r".*-\d+-[a-z0-9_]{8}\.so")
@@ -257,10 +258,19 @@ def is_code_file(dso: str) -> bool:
     return IMAGE.fullmatch(name) is not None and _is_absolute(dso)
 
 
+def kept(dso: str) -> Path:
+    """The file that perf calls `dso`, or the copy that perf made of it when it recorded."""
+    path = Path(dso)
+    if path.exists():
+        return path
+    copies = Path.home().glob(f".debug/{glob.escape(dso.lstrip('/'))}/*/elf")
+    return next(copies, path)
+
+
 @cache
 def _is_absolute(dso: str) -> bool:
     try:
-        with Path(dso).open("rb") as file:
+        with kept(dso).open("rb") as file:
             return file.read(18)[16:] == pack("<H", ET_EXEC)
     except OSError:
         return False

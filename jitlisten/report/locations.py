@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from pathlib import Path
 from typing import NamedTuple
 
 from listeners.errors import JITListenerError
 
-from .codefiles import CodeFile, Function, Place, is_code_file, readable
+from .codefiles import CodeFile, Function, Place, is_code_file, kept, readable
 from .samples import Call, printable
 
 __all__ = ["Frame", "Kind", "Location", "Locator"]
@@ -73,7 +72,9 @@ class Locator:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        """Which files of JIT code could not be read, and why."""
+        """Which files of JIT code are malformed, and how."""
+        self.missing: list[str] = []
+        """Those that cannot be opened: there are no lines of what is in them."""
         self._files: dict[str, CodeFile | None] = {}
         self._without_lines: set[str] = set()
 
@@ -129,9 +130,9 @@ class Locator:
             self._files[dso] = None
             if is_code_file(dso):
                 try:
-                    self._files[dso] = CodeFile(Path(dso))
-                except OSError as error:
-                    self.problems.append(f"{dso}: {error.strerror}")
+                    self._files[dso] = CodeFile(kept(dso))
+                except OSError:
+                    self.missing.append(dso)
                 except JITListenerError as error:
                     self.problems.append(str(error))
         return self._files[dso]
