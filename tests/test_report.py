@@ -212,6 +212,15 @@ def test_annotated_source_has_the_shares_of_lines_and_their_hot_instructions(rec
             assert sum(float(own) for own, _ in shares) == pytest.approx(float(share), rel=0.1)
 
 
+def test_a_line_that_calls_has_the_share_of_what_it_calls(record):
+    data = record("images", "collatz", "mcjit")
+    text = report(data, "--annotate", "longest")
+    ((total, line),) = re.findall(rf"^ +{SHARE} +\d+  (.*steps.*)$", text, re.MULTILINE)
+    assert line.strip() == "count = steps(start)"
+    (whole,) = re.findall(r"longest: .*, ([\d.]+) % total", text)
+    assert float(total) == pytest.approx(float(whole), abs=1)
+
+
 def test_machine_code_is_annotated_where_there_is_no_source(record):
     data = record("images", "processes")
     text = report(data, "--annotate", "child")

@@ -171,3 +171,21 @@ def test_the_copy_that_perf_keeps_is_read_where_the_file_is_gone(tmp_path, monke
     (location,) = locator.locate(Call(outer.address, "outer", 0, str(library)), True)
     assert (location.file, location.line) == (str(source), 12)
     assert not locator.missing
+
+
+@pytest.mark.tools
+def test_the_line_of_a_caller_is_that_of_the_call_not_the_one_it_returns_to(tmp_path):
+    source = tmp_path / "code.c"
+    source.write_text("void g(void);\nvoid h(void);\nvoid f(void) {\n    g();\n    h();\n}\n")
+    library = tmp_path / "jitted-1-1.so"
+    run(tool("gcc"), "-g", "-O0", "-shared", "-fPIC", "-o", str(library), str(source))
+    file = CodeFile(library)
+    (f,) = (function for function in file.functions if function.name == "f")
+    instructions = file.instructions(f)
+    calls = [i for i, (_, text) in enumerate(instructions) if re.match(r"(call|bl)\b", text)]
+    for index, line in zip(calls, (4, 5), strict=True):
+        address = instructions[index + 1].address
+        call = Call(address, "f", address - f.address, str(library))
+        (caller,) = Locator().locate(call, False)
+        (sampled,) = Locator().locate(call, True)
+        assert (caller.line, sampled.line) == (line, line + 1)

@@ -48,7 +48,7 @@ def report(arguments: list[str]) -> int:
         return 1
     if locator.missing:
         files = "; ".join(locator.missing[:3]) + ("; …" if len(locator.missing) > 3 else "")
-        problems.append(f"no lines of {len(locator.missing)} files of JIT code, gone: {files}")
+        problems.append(f"there are no lines of JIT code whose files are gone: {files}")
     for problem in problems + locator.problems:
         print("jitlisten report:", " ".join(problem.split()), file=sys.stderr)
     return 1 if problems or locator.problems else 0
