@@ -6,7 +6,6 @@ Weights are those of perf: ns of cpu-clock and task-clock, counts of other event
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from itertools import groupby
 from typing import Any
 
@@ -92,7 +91,7 @@ def speedscope(profile: Profile) -> str:
         {
             "$schema": "https://www.speedscope.app/file-format-schema.json",
             "name": _title(profile),
-            "exporter": f"jit-listeners@{version('jit-listeners')}",
+            "exporter": "jit-listeners",
             "shared": {"frames": [{"name": f.name, "file": f.file} for f in frames]},
             "profiles": profiles,
             "activeProfileIndex": 0,
@@ -191,8 +190,9 @@ class _FirefoxTables:
         if frame not in self._functions:
             self._functions[frame] = len(self._functions)
             self._string(frame.name)
-            known = self._sources if _has_source(frame) else self._resources
-            known.setdefault(self._string(frame.file), len(known))
+            if frame.file:
+                known = self._sources if _has_source(frame) else self._resources
+                known.setdefault(self._string(frame.file), len(known))
         key = frame, location.line
         return self._frames.setdefault(key, len(self._frames))
 
@@ -221,9 +221,8 @@ class _FirefoxTables:
                 [
                     (
                         *(self._string(frame.name), False, False),
-                        -1 if _has_source(frame) else self._resources[self._string(frame.file)],
-                        self._sources[self._string(frame.file)] if _has_source(frame) else None,
-                        *(None, None),
+                        self._resources.get(self._string(frame.file), -1),
+                        *(self._sources.get(self._string(frame.file)), None, None),
                     )
                     for frame in self._functions
                 ],

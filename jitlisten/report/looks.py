@@ -78,7 +78,7 @@ def source_lines(file: str) -> tuple[str, ...]:
         return ()
     return tuple(
         "".join(c if c.isprintable() else "?" for c in line.expandtabs()).rstrip()
-        for line in text.splitlines()
+        for line in text.split("\n")  # as compilers and debuggers count lines
     )
 
 
