@@ -30,6 +30,7 @@ lint: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/attach.py
 	$(BIN)/python benchmarks/outside.py
+	$(BIN)/python benchmarks/safepoints.py
 
 $(VENV)/installed: pyproject.toml | tools
 	$(PYTHON) -m venv $(VENV)

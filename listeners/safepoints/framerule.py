@@ -46,7 +46,9 @@ class FrameRule(NamedTuple):
     """Where the caller's frame pointer is, in bytes from the return address; 0: still in rbp."""
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """What holds at some addresses of a function."""
+
     register: int
     """What the CFA is relative to; -1 where an expression gives it."""
     offset: int
@@ -62,9 +64,9 @@ class FunctionRules:
 
     def __init__(self, rules: FrameRules) -> None:
         self._starts: list[int] = []
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         try:
-            initial = self._run(rules.initial, rules, _Row(-1, 0, 0), None)
+            initial = self._run(rules.initial, rules, Row(-1, 0, 0), None)
             self._starts, self._rows = [], []
             self._run(rules.rules, rules, initial, initial)
         except (IndexError, ValueError):
@@ -75,12 +77,16 @@ class FunctionRules:
 
         Raises JITListenerError where there is none that a walker could follow.
         """
-        return _rule(self._rows[bisect_right(self._starts, offset - 1) - 1])
+        return _rule(self.row(offset))
 
-    def _run(self, code: bytes, rules: FrameRules, row: _Row, initial: _Row | None) -> _Row:
+    def row(self, offset: int) -> Row:
+        """What holds there in terms of DWARF."""
+        return self._rows[bisect_right(self._starts, offset - 1) - 1]
+
+    def _run(self, code: bytes, rules: FrameRules, row: Row, initial: Row | None) -> Row:
         """Note the rows of instructions that begin with `row`; gives the last."""
         at = place = 0
-        remembered: list[_Row] = []
+        remembered: list[Row] = []
 
         def number(signed: bool = False) -> int:
             nonlocal at
@@ -138,7 +144,7 @@ class FunctionRules:
         self._note(place, row)
         return row
 
-    def _note(self, place: int, row: _Row) -> None:
+    def _note(self, place: int, row: Row) -> None:
         """From `place` on `row` holds."""
         if self._starts and self._starts[-1] == place:
             self._rows[-1] = row
@@ -148,7 +154,7 @@ class FunctionRules:
 
 
 @lru_cache
-def _rule(row: _Row) -> FrameRule:
+def _rule(row: Row) -> FrameRule:
     saved = row.fp - RETURN_ADDRESS if row.fp else 0
     if row.register == SP and row.offset >= -RETURN_ADDRESS:
         return FrameRule(row.offset + RETURN_ADDRESS, saved)

@@ -19,10 +19,10 @@ walk is under way.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from struct import Struct, pack
-from typing import Any
+from typing import Any, cast
 
 from ..errors import JITListenerError
 from ..events import LoadedObject
@@ -333,6 +333,9 @@ declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 """
 
 
+_live_root = cast(Callable[[Any], LiveRoot], partial(tuple.__new__, LiveRoot))
+
+
 class _Table(ctypes.Structure):
     _fields_ = (
         ("walks", ctypes.c_uint64),
@@ -425,7 +428,7 @@ class NativeWalker:
                 raise self._failure(anchors, chain[0].failed)
             if count <= capacity:
                 words = memoryview(out).cast("B").cast("Q")[: 2 * count].tolist()
-                return list(map(LiveRoot, words[::2], words[1::2]))
+                return list(map(_live_root, zip(words[::2], words[1::2], strict=True)))
             capacity = count
 
     def knows(self, return_address: int) -> bool:
@@ -504,15 +507,16 @@ def _packed(safepoints: ObjectSafepoints) -> tuple[bytes, Any]:
     roots = bytearray()
     rows: list[tuple[int, tuple[int, int, int, int]]] = []
     for mapped in maps.functions:
+        try:
+            rules = safepoints.function_rules(mapped.address)
+        except JITListenerError:
+            rules = None
         for index in range(mapped.first, mapped.first + mapped.records):
             at = maps.positions[index]
             locations = content[at + 14] + content[at + 15] * 256
             end = at + RECORD.size + locations * LOCATION.size
-            try:
-                rule = safepoints.frame_rule(index)
-            except JITListenerError:
-                rule = None
-            key = content[at + RECORD.size : end], rule, len(mapped.constants)
+            row = rules.row(maps.addresses[index] - mapped.address) if rules else None
+            key = content[at + RECORD.size : end], row, len(mapped.constants)
             try:
                 shape = shapes[key]
             except KeyError:

@@ -37,11 +37,9 @@ class Safepoint:
         self._mapped = mapped = owner.maps.function(index)
         self.index = index
         """Its number among those of the object."""
-        self.record: Record = owner.record(index)
-        """As LLVM has written it."""
-        self.id = self.record.id
+        self.id = owner.maps.id(index)
         """The number that whoever made the code has given it."""
-        self.address = mapped.address + self.record.offset
+        self.address = owner.maps.addresses[index]
         """Of a stackmap the point itself, of a patchpoint the start of its bytes, of a statepoint
         the return address of its call."""
         self.frame_size = None if mapped.stack_size == DYNAMIC else mapped.stack_size
@@ -52,6 +50,14 @@ class Safepoint:
 
     def __repr__(self) -> str:
         return f"<Safepoint {self.id} at {self.address:#x}, {self.place}>"
+
+    @cached_property
+    def record(self) -> Record:
+        """As LLVM has written it.
+
+        Raises JITListenerError if it has locations of a kind that is not known.
+        """
+        return self._owner.record(self.index)
 
     @property
     def object(self) -> LoadedObject:
@@ -66,7 +72,7 @@ class Safepoint:
     @property
     def place(self) -> str:
         """The function's name and the offset there, for messages."""
-        return self._owner.place(self._mapped.address, self.record.offset)
+        return self._owner.place(self._mapped.address, self.address)
 
     @property
     def live_outs(self) -> tuple[LiveOut, ...]:
@@ -194,9 +200,13 @@ class ObjectSafepoints(Sequence[Safepoint]):
 
     def frame_rule(self, index: int) -> FrameRule:
         """How to get from the frame of a safepoint to its caller's; raises as that one's does."""
+        function = self.maps.function(index).address
+        return self.function_rules(function).at(self.maps.addresses[index] - function)
+
+    def function_rules(self, function: int) -> FunctionRules:
+        """The call frame information of the function at an address; raises as `frame_rule` does."""
         if self.machine != EM_X86_64:
             raise JITListenerError("stacks are walked on x86-64 alone")
-        function = self.maps.function(index).address
         rules = self._function_rules.get(function)
         if rules is None:
             found = self._call_frames.get(function)
@@ -205,7 +215,7 @@ class ObjectSafepoints(Sequence[Safepoint]):
                     "no call frame information: give the function the attribute uwtable"
                 )
             rules = self._function_rules[function] = FunctionRules(found)
-        return rules.at(self.maps.addresses[index] - function)
+        return rules
 
     @cached_property
     def _call_frames(self) -> dict[int, FrameRules]:
@@ -230,12 +240,12 @@ class ObjectSafepoints(Sequence[Safepoint]):
         try:
             return self.maps.record(index)
         except JITListenerError as error:
-            place = self.place(self.maps.function(index).address, 0)
+            place = self.place(self.maps.function(index).address, self.maps.addresses[index])
             raise JITListenerError(f"{self.object!r}, {place}: {error}") from None
 
-    def place(self, function: int, offset: int) -> str:
+    def place(self, function: int, address: int) -> str:
         found = self.object.function_at(function)
-        return f"{found.demangled if found else hex(function)}+{offset:#x}"
+        return f"{found.demangled if found else hex(function)}+{address - function:#x}"
 
 
 def _is_patchable(code: bytes, machine: int) -> bool:

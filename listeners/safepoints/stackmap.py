@@ -21,9 +21,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from enum import IntEnum
-from functools import cache
+from functools import cache, partial
 from struct import Struct
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 from ..errors import JITListenerError
 
@@ -203,20 +203,23 @@ class StackMaps:
     def record(self, index: int) -> Record:
         """The record of an index, as it is in the section."""
         content, at = self.content, self.positions[index]
-        locations: list[Location] = []
         identity, offset, flags, count = RECORD.unpack_from(content, at)
         place = at + RECORD.size
         end = place + count * LOCATION.size
-        for kind, zero, size, register, reserved, value in LOCATION.iter_unpack(content[place:end]):
-            if not 1 <= kind <= 5 or zero or reserved:
-                function = self.function(index)
-                raise _record_error(
-                    place + len(locations) * LOCATION.size,
-                    function.address,
-                    f"at offset {offset:#x}: a location of unknown kind {kind}"
-                    f"{f' and with {zero:#x}, {reserved:#x} for 0' if zero or reserved else ''}",
+        try:
+            locations = [
+                _location((_KINDS[kind, zero, reserved], size, register, value))
+                for kind, zero, size, register, reserved, value in LOCATION.iter_unpack(
+                    content[place:end]
                 )
-            locations.append(Location(_KINDS[kind], size, register, value))
+            ]
+        except KeyError as error:
+            kind, *zeros = error.args[0]
+            raise _record_error(
+                place,
+                self.function(index).address,
+                f"at offset {offset:#x}: a location of unknown kind {kind}, {zeros} for zeros",
+            ) from None
         place = (end + 7 & -8) + LIVE_OUTS.size
         (live_outs,) = _SHORT.unpack_from(content, place - 2)
         found = LIVE_OUT.iter_unpack(content[place : place + live_outs * LIVE_OUT.size])
@@ -225,8 +228,12 @@ class StackMaps:
 
     def ids(self) -> list[int]:
         """The ids of the records, unsigned."""
-        unpack, content = CONSTANT.unpack_from, self.content
-        return [unpack(content, position)[0] for position in self.positions]
+        return [self.id(index) for index in range(len(self))]
+
+    def id(self, index: int) -> int:
+        """The id of the record of an index, unsigned."""
+        (found,) = CONSTANT.unpack_from(self.content, self.positions[index])
+        return cast(int, found)
 
     def records(self) -> Iterator[tuple[MappedFunction, Record]]:
         """All records with their functions, in the order of the section."""
@@ -235,7 +242,9 @@ class StackMaps:
                 yield function, self.record(index)
 
 
-_KINDS = (None, *LocationKind)
+_KINDS = {(kind.value, 0, 0): kind for kind in LocationKind}  # with the fields that must be 0
+# NamedTuple's own constructor runs Python code for each; this does not.
+_location = cast(Callable[[Any], Location], partial(tuple.__new__, Location))
 _SHORT = Struct("<H")
 
 

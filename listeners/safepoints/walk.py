@@ -13,19 +13,21 @@ the first return address that is in no loaded code: whoever has called into it.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 from ..errors import JITListenerError
-from .framerule import SP
+from .framerule import FP, SP
 from .listener import Safepoints
 from .safepoint import Safepoint
-from .statepoint import Slot
 
 __all__ = ["Anchor", "Frame", "LiveRoot", "read_word", "walk", "write_word"]
 
-_word = ctypes.c_uint64.from_address
 WORD = 8
+USER_SPACE = 1 << 47  # bytes: Linux on x86-64, with four levels of page tables
+# The process's memory as one array: much faster to read than a ctypes object for each word.
+_words = memoryview((ctypes.c_uint64 * (USER_SPACE // WORD)).from_address(0)).cast("B").cast("Q")
 
 
 class Anchor(NamedTuple):
@@ -59,43 +61,42 @@ class Frame(NamedTuple):
 
         Raises JITListenerError where the safepoint's locations are not understood.
         """
-        return [
-            LiveRoot(self._address(base), self._address(derived))
-            for base, derived in self.safepoint.roots
-        ]
-
-    def _address(self, slot: Slot | None) -> int:
-        if slot is None:
-            return 0
-        if slot.register == SP:
-            return self.sp + slot.offset
-        if self.safepoint.frame_rule.size is not None:
+        registers = {SP: self.sp}
+        if self.safepoint.frame_rule.size is None:
+            registers[FP] = self.fp
+        try:
+            return [
+                _live_root(
+                    (
+                        registers[base[0]] + base[1] if base else 0,
+                        registers[derived[0]] + derived[1] if derived else 0,
+                    )
+                )
+                for base, derived in self.safepoint.roots
+            ]
+        except KeyError:
             raise JITListenerError(
                 f"{self.safepoint!r}: a root relative to rbp, which is not its frame pointer"
-            )
-        return self.fp + slot.offset
+            ) from None
 
-    @property
-    def caller(self) -> Anchor:
-        """Where its return address is, and its caller's frame pointer.
 
-        Raises JITListenerError where that cannot be found.
-        """
-        size, saved_fp = self.safepoint.frame_rule
-        slot = self.fp + WORD if size is None else self.sp + size
-        if slot < self.sp:
-            raise JITListenerError(f"{self.safepoint!r}: a frame pointer {self.fp:#x} below it")
-        return Anchor(slot, read_word(slot + saved_fp) if saved_fp else self.fp)
+# NamedTuple's own constructors run Python code for each; these do not.
+_frame = cast(Callable[[Any], Frame], partial(tuple.__new__, Frame))
+_live_root = cast(Callable[[Any], LiveRoot], partial(tuple.__new__, LiveRoot))
 
 
 def read_word(address: int) -> int:
-    """The 8 bytes at an address of this process, as an unsigned number."""
-    return _word(address).value
+    """The 8 bytes at an aligned address of this process, as an unsigned number."""
+    if address & WORD - 1:
+        raise JITListenerError(f"a slot at {address:#x}, which is not aligned")
+    return _words[address >> 3]
 
 
 def write_word(address: int, value: int) -> None:
-    """Write 8 bytes at an address of this process."""
-    _word(address).value = value
+    """Write 8 bytes at an aligned address of this process."""
+    if address & WORD - 1:
+        raise JITListenerError(f"a slot at {address:#x}, which is not aligned")
+    _words[address >> 3] = value
 
 
 def walk(safepoints: Safepoints, anchors: Iterable[Anchor]) -> Iterator[Frame]:
@@ -108,18 +109,19 @@ def walk(safepoints: Safepoints, anchors: Iterable[Anchor]) -> Iterator[Frame]:
     for slot, fp in anchors:
         if slot < end:
             raise JITListenerError(f"an anchor at {slot:#x} inside the part that ends at {end:#x}")
-        while True:
-            return_address = read_word(slot)
-            safepoint = safepoints.lookup(return_address)
-            if safepoint is None:
-                function = safepoints.function_at(return_address - 1)
-                if function is not None:
-                    raise JITListenerError(
-                        f"the frame of {function}, which returns to {return_address:#x}: its call"
-                        " is not a safepoint"
-                    )
-                break
-            frame = Frame(safepoint, slot + WORD, fp)
-            yield frame
-            slot, fp = frame.caller
+        while (safepoint := safepoints.lookup(return_address := read_word(slot))) is not None:
+            sp = slot + WORD
+            yield _frame((safepoint, sp, fp))
+            size, saved_fp = safepoint.frame_rule
+            slot = fp + WORD if size is None else sp + size
+            if slot < sp:
+                raise JITListenerError(f"{safepoint!r}: a frame pointer {fp:#x} below it")
+            if saved_fp:
+                fp = read_word(slot + saved_fp)
+        function = safepoints.function_at(return_address - 1)
+        if function is not None:
+            raise JITListenerError(
+                f"the frame of {function}, which returns to {return_address:#x}: its call is not"
+                " a safepoint"
+            )
         end = slot
