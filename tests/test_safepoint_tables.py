@@ -136,6 +136,10 @@ pad:
   call void @__cxa_end_catch()
   ret i64 99
 }
+define void @without_table() {
+  call void @maybe_throw()
+  ret void
+}
 """
 Saw = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_uint64)
 
@@ -176,6 +180,9 @@ def test_an_exception_goes_on_at_the_landing_pad_of_its_call_site(program, cxx):
     assert types == {1: [("_ZTIl",), ("_ZTIi",)], 2: [(None,)], 3: [("_ZTIi",), ()], 4: []}
     assert caught[3][0].filter < 0
     assert caught[3][1] == Action(0, ())
+    plain = obj.function("without_table")
+    assert plain.address > obj.function("run").address
+    assert safepoints.landing_pad(plain.address + plain.size) is None
     call(1)
     (_, thrown), _ = seen
     program.unload()

@@ -151,6 +151,36 @@ def test_stackmaps_and_patchpoints_are_where_their_bytes_begin(program, safepoin
         _ = stackmap.roots
 
 
+def test_a_call_that_never_returns_is_found_at_the_end_of_the_code(program, safepoints):
+    text = f"""{DECLARATIONS.replace("declare void @poll()", "define void @poll() {{ ret void }}")}
+    define void @f(ptr addrspace(1) %o) noreturn gc "statepoint-example" {{
+      {statepoint("t", live=("ptr addrspace(1) %o",))}
+      unreachable
+    }}
+    """.replace("{{", "{").replace("}}", "}")
+    program.load(text, "f")
+    (safepoint,) = safepoints
+    code = safepoint.object.section(".ltext")
+    assert safepoint.address == code.address + code.size
+    assert safepoints.lookup(safepoint.address) is safepoint
+
+
+def test_a_stackmap_right_behind_a_call_does_not_hide_its_roots(program, safepoints):
+    text = f"""{DECLARATIONS.replace("declare void @poll()", "define void @poll() {{ ret void }}")}
+    define ptr addrspace(1) @f(ptr addrspace(1) %o) gc "statepoint-example" {{
+      {statepoint("t", identity=1, live=("ptr addrspace(1) %o",))}
+      call void (i64, i32, ...) @llvm.experimental.stackmap(i64 2, i32 0)
+      {relocate("p", "t", 0, 0)}
+      ret ptr addrspace(1) %p
+    }}
+    """.replace("{{", "{").replace("}}", "}")
+    program.load(text, "f")
+    call, point = safepoints
+    assert (call.id, point.id, call.address) == (1, 2, point.address)
+    assert safepoints.lookup(call.address) is call
+    assert len(call.roots) == 1
+
+
 def test_objects_from_a_cache_are_found_where_they_are_loaded():
     witness = Witness()
     cache: dict[str, bytes] = {}
