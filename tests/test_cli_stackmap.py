@@ -10,6 +10,7 @@ import pytest
 from statepoints import random_module
 from test_safepoint_tables import THROWING, made_by_llc
 from test_safepoints import chain, compiled
+from test_stackmap import emitted
 from tools import run, tool
 
 import jitlisten
@@ -69,6 +70,12 @@ def test_json_has_roots_with_registers_and_no_addresses_of_what_is_not_loaded(tm
     assert first["roots"][0][0]["register"] == "rsp"
     assert (first["id"], second["id"]) == (1, 3)
     assert "f0" in [frame["function"] for frame in one["frames"]]
+
+
+def test_registers_are_those_of_the_objects_machine(tmp_path, capsys):
+    elf = emitted(chain(0, depth=1), "aarch64-unknown-linux-gnu", 2)
+    (one,) = json.loads(shown(capsys, written(tmp_path, elf), "--json"))["objects"]
+    assert one["safepoints"][0]["roots"][0][0]["register"] == "sp"
 
 
 def test_loaded_objects_are_shown_at_their_addresses(capsys):

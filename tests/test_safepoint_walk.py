@@ -19,6 +19,7 @@ from listeners import JITListenerError
 from listeners.safepoints import (
     Anchor,
     NativeWalker,
+    ObjectSafepoints,
     ObjectTables,
     Stacks,
     read_word,
@@ -342,64 +343,78 @@ def test_the_native_table_knows_what_is_loaded_and_no_more(runtime):
     assert not any(map(late.knows, first))
 
 
-def places(obj: listeners.LoadedObject) -> list[int]:
-    return ObjectTables(obj).safepoints.maps.addresses
+class Checker(listeners.JITEventListener):
+    """Told after `Safepoints` of what goes, while nothing else can be at its addresses yet."""
+
+    def __init__(self) -> None:
+        self.native: NativeWalker
+        self.loaded = self.freed = 0
+        self.problems: list[str] = []
+
+    def on_safepoints(self, obj: listeners.LoadedObject, found: ObjectSafepoints) -> None:
+        self.loaded += 1
+        if not all(map(self.native.knows, found.maps.addresses)):
+            self.problems.append(f"{obj!r} is missing")
+
+    def notify_freeing_object(self, obj: listeners.LoadedObject) -> None:
+        self.freed += 1
+        if any(map(self.native.knows, ObjectTables(obj).safepoints.maps.addresses)):
+            self.problems.append(f"{obj!r} is left")
 
 
 def test_the_native_table_is_right_during_a_thousand_loads_and_unloads():
-    """One thread walks its stack all the while; others load and unload, and look up both."""
-    runtime = Runtime("mcjit")
-    elf = target_machine(opt=2).emit_object(llvm.parse_assembly(chained(0)))
-    file = ObjectTables(loaded(elf)).safepoints.relocated.file
+    """Four threads load code, walk their stack in it and unload it; one walks its own all along."""
+    checker = Checker()
+    safepoints = listeners.Safepoints(checker.on_safepoints)
+    checker.native = native = NativeWalker(safepoints)
+    stacks = Stacks()
     ended = threading.Event()
     walked = 0
-    problems: list[object] = []
 
-    def stop() -> None:
+    def compare() -> None:
+        anchors = stacks.anchors()
+        roots = [root for frame in walk(safepoints, anchors) for root in frame.roots]
+        if native.roots(anchors) != roots or len(roots) < 7:
+            checker.problems.append("other roots")
+
+    def stay() -> None:
         nonlocal walked
-        anchors = runtime.stacks.anchors()
-        expected = runtime.roots(anchors)
+        anchors = stacks.anchors()
+        expected = native.roots(anchors)
         while not ended.is_set():
-            if runtime.native.roots(anchors) != expected:
-                problems.append("other roots")
+            if native.roots(anchors) != expected:
+                checker.problems.append("the roots have changed")
             walked += 1
 
-    (function,) = runtime.program.load(chained(runtime.entry(stop)), "f0")
-    thread = threading.Thread(target=call, args=(function, 30, FIRST))
-    thread.start()
+    entry, staying = stacks.entry(compare), stacks.entry(stay)
+    elf = target_machine(opt=2).emit_object(llvm.parse_assembly(chained(entry.address)))
 
-    def load(part: int) -> None:
-        chance = random.Random(part)
-        alive: list[listeners.LoadedObject] = []
-        for number in range(250):
-            base = 0x10_0000_0000 * (part + 1) + 0x100000 * number
-            addresses = {
-                index: base + 0x8000 * index
-                for index, header in enumerate(file.sections)
-                if header.flags & 2
-            }
-            obj = listeners.LoadedObject(lambda: file, ctypes.string_at, addresses)
-            runtime.safepoints.notify_object_loaded(obj)
-            alive.append(obj)
-            if not all(map(runtime.native.knows, places(obj))):
-                problems.append(("missing", part, number))
-            if chance.random() < 0.8 or number == 249:
-                for gone in alive:
-                    runtime.safepoints.notify_freeing_object(gone)
-                    if any(map(runtime.native.knows, places(gone))):
-                        problems.append(("left", part, number))
-                alive.clear()
+    def load(linker: str) -> None:
+        program = Program(linker, opt=2)
+        with listeners.attach(program.engine, checker, safepoints):
+            for number in range(250):
+                builder = llvm.JITLibraryBuilder().add_object_img(elf).export_symbol("f0")
+                with builder.link(program.engine, f"library{number}") as library:
+                    if call(library["f0"], 3, FIRST) != result(3, FIRST):
+                        checker.problems.append("another result")
 
-    loaders = [threading.Thread(target=load, args=(part,)) for part in range(4)]
-    for loader in loaders:
-        loader.start()
-    for loader in loaders:
-        loader.join()
+    program = Program("mcjit", opt=2)
+    listeners.attach(program.engine, safepoints)
+    (function,) = program.load(chained(staying.address), "f0")
+    threads = [threading.Thread(target=call, args=(function, 30, FIRST))]
+    loaders = [
+        threading.Thread(target=load, args=(linker,)) for linker in ("rtdyld", "jitlink") * 2
+    ]
+    for thread in (*threads, *loaders):
+        thread.start()
+    for thread in loaders:
+        thread.join()
     ended.set()
-    thread.join()
-    assert problems == []
+    threads[0].join()
+    assert checker.problems == []
+    assert (checker.loaded, checker.freed) == (1001, 1000)
     assert walked > 20
-    assert runtime.native._count == len(list(runtime.safepoints))
+    assert list(map(native.knows, [s.address for s in safepoints])) == [True] * 20
 
 
 def test_jitted_code_walks_its_own_stack(runtime):
@@ -493,7 +508,9 @@ def test_rules_that_are_malformed_or_unknown_are_refused(code, problem):
         rules(code)
 
 
-@pytest.mark.parametrize("code", [b"\x0f\x01\x00", b"\x0c\x03\x10", b"\x0c\x06\x20", b"\x0e\x04"])
+@pytest.mark.parametrize(
+    "code", [b"\x0f\x01\x00", b"\x0c\x03\x10", b"\x0c\x06\x20", b"\x0e\x04", b"\x86\x05"]
+)
 def test_a_frame_that_cannot_be_left_is_refused(code):
     with pytest.raises(JITListenerError, match="whose return address is found by register"):
         rules(code).at(4)

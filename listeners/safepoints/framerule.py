@@ -23,6 +23,8 @@ from ..errors import JITListenerError
 __all__ = ["FrameRule", "FunctionRules"]
 
 SP, FP = 7, 6  # DWARF numbers of rsp and rbp
+WORD = 8
+LARGEST = 1 << 31  # LLVM makes no larger frames
 RETURN_ADDRESS = -8  # from the CFA
 PUSHED_FP = -16  # from the CFA, of rbp as LLVM always pushes it: first
 
@@ -156,10 +158,12 @@ class FunctionRules:
 @lru_cache
 def _rule(row: Row) -> FrameRule:
     saved = row.fp - RETURN_ADDRESS if row.fp else 0
-    if row.register == SP and row.offset >= -RETURN_ADDRESS:
+    aligned = row.offset % WORD == row.fp % WORD == 0
+    if row.register == SP and aligned and 0 < row.offset < LARGEST and -row.offset <= row.fp <= 0:
         return FrameRule(row.offset + RETURN_ADDRESS, saved)
     if row.register == FP and row.offset == -PUSHED_FP == -row.fp:
         return FrameRule(None, saved)
     raise JITListenerError(
-        f"a frame whose return address is found by register {row.register}{row.offset:+}"
+        f"a frame whose return address is found by register {row.register}{row.offset:+}, and rbp"
+        f" at {row.fp:+} from there"
     )
