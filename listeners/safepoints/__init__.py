@@ -15,6 +15,7 @@ from .note_gc import NoteGC
 from .patch import Patchpoint, Patchpoints
 from .placement import place_statepoints
 from .safepoint import ObjectSafepoints, Safepoint
+from .shadowstack import ShadowFrame, walk_shadow_stack
 from .stackmap import LiveOut, Location, LocationKind, Record, StackMaps
 from .stacks import Entry, Stacks
 from .statepoint import Root, Slot, Statepoint
@@ -44,6 +45,7 @@ __all__ = [
     "Root",
     "Safepoint",
     "Safepoints",
+    "ShadowFrame",
     "Slot",
     "StackMaps",
     "Stacks",
@@ -51,5 +53,6 @@ __all__ = [
     "place_statepoints",
     "read_word",
     "walk",
+    "walk_shadow_stack",
     "write_word",
 ]

@@ -18,6 +18,7 @@ from llvmlite import ir
 from llvmlite.ir.values import FunctionAttributes
 
 from ..errors import JITListenerError
+from .shadowstack import CHAIN
 
 __all__ = [
     "REFERENCE",
@@ -26,6 +27,7 @@ __all__ = [
     "patchpoint",
     "set_gc",
     "set_leaf",
+    "shadow_root",
     "stackmap",
     "statepoint",
 ]
@@ -241,6 +243,37 @@ def statepoint(
     _check_id(id)
     _check_bytes(patch_bytes)
     return StatepointCall(builder, function, arguments, live, deopt, id, patch_bytes)
+
+
+def shadow_root(builder: ir.IRBuilder, slot: ir.AllocaInstr, metadata: int = 0) -> None:
+    """Make an alloca of a pointer a root on the shadow stack (`walk_shadow_stack`), null at first.
+
+    `metadata` is for the collector: the address of a type's description, for instance. A function
+    that throws nothing should say so ("nounwind"), or LLVM makes it unwind its part of the list,
+    for which the engine has to find `_Unwind_Resume` and `__gcc_personality_v0` of libgcc.
+
+    Raises JITListenerError if the function's strategy is another, or if `slot` is not an alloca of
+    a pointer in its entry block.
+    """
+    function = builder.function
+    if getattr(function.attributes, "gc", "") != "shadow-stack":
+        raise JITListenerError(
+            f"function {function.name!r} has no shadow stack; call set_gc(function, 'shadow-stack')"
+        )
+    alloca = isinstance(slot, ir.AllocaInstr) and isinstance(slot.allocated_type, ir.PointerType)
+    if not alloca or slot.parent is not function.entry_basic_block:
+        raise JITListenerError(
+            f"function {function.name!r}: {slot.get_reference()} is no alloca of a pointer in its"
+            " entry block"
+        )
+    module = function.module
+    if CHAIN not in module.globals:  # LLVM would define it too late for LLJIT
+        chain = ir.GlobalVariable(module, ir.PointerType(), CHAIN)
+        chain.linkage, chain.initializer = "weak", ir.Constant(ir.PointerType(), None)
+    about = f"inttoptr (i64 {metadata} to ptr)" if metadata else "null"
+    with builder.goto_entry_block():
+        builder.position_after(slot)
+        _insert(builder, ir.VoidType(), "void @llvm.gcroot", [_typed(slot), f"ptr {about}"])
 
 
 def stackmap(
