@@ -167,7 +167,7 @@ REFUSED = {
         "integers of up to 64 bits",
     ),
     "an id that is no id": (lambda: emit.stackmap(Building().builder, -1), "-1"),
-    "a size that is no size": (lambda: emit.patchpoint(Building().builder, 1, 70000), "70000"),
+    "a size that is no size": (lambda: emit.patchpoint(Building().builder, 1, -16), "-16"),
 }
 
 

@@ -251,6 +251,15 @@ AROUND = {
         f"%i = getelementptr i8, {REF} %o, i64 8 store {REF} %i, ptr %p",
         "%i points into an object",
     ),
+    "a pointer into an object in a struct": (
+        f"%i = getelementptr i8, {REF} %o, i64 8"
+        f" %s = insertvalue {{ i64, {REF} }} poison, {REF} %i, 1",
+        "%i points into an object",
+    ),
+    "a pointer into an object that is passed": (
+        f"%i = getelementptr i8, {REF} %o, i64 8 call void @take({REF} %i)",
+        "%i points into an object",
+    ),
     "a struct with a reference across a call": (
         f"%s = call {{ i64, {REF} }} @two() call void @poll()"
         f" %x = extractvalue {{ i64, {REF} }} %s, 1 call void @leaf({REF} %x)",
@@ -289,6 +298,7 @@ def test_it_refuses_what_no_record_can_name(case):
     said = refusal(
         f"%Inner = type {{ {REF} }}\n%Outer = type {{ i64, %Inner }}\n"
         f"declare {{ i64, {REF} }} @two()\ndeclare {{ i64, i64, i64, i64 }} @four()\n"
+        f"declare void @take({REF})\n"
         "declare i64 @variadic(...)\ndeclare void @byval(ptr byval(i64))\n"
         f"define void @f({REF} %o, ptr %p) {GC} {{ {body} ret void }}"
     )

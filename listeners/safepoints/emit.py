@@ -376,5 +376,5 @@ def _check_id(id: int) -> None:
 
 
 def _check_bytes(size: int) -> None:
-    if not 0 <= size < 2**16:
-        raise JITListenerError(f"{size} bytes to patch: at most 65535 can be reserved")
+    if not 0 <= size < 2**31:
+        raise JITListenerError(f"{size} is no number of bytes that LLVM can reserve")

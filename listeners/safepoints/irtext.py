@@ -84,8 +84,6 @@ class Block:
 class Call:
     """A call or invoke, its parts as they are printed."""
 
-    marker: str
-    """`tail`, `musttail`, `notail` or nothing."""
     convention: str
     result: str
     """The type it returns."""
@@ -186,7 +184,6 @@ class IRFunction:
             self.fail(instruction, "this call's callee is of a kind that is not known here")
         head, end = text[: callee.start()].rstrip(), _closing(text, callee.end() - 1)
         convention = _CONVENTION.search(head)
-        words = head.split(maxsplit=3)
         if _registers(instruction.value.type) > MOST_RETURNED:
             self.fail(
                 instruction,
@@ -219,7 +216,6 @@ class IRFunction:
             deopt = f'"deopt"{bundle}'
         location = re.search(r", !dbg ![^,\n]+", text[end:])
         return Call(
-            next((word for word in words if word in ("tail", "musttail", "notail")), ""),
             convention[0] + " " if convention else "",
             result,
             function_type,

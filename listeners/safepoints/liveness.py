@@ -24,7 +24,7 @@ _MERGES = {
     "extractelement": slice(1),
 }
 """Instructions that give references as they got them, and which of their operands these are."""
-_STORED = {"store": 0, "atomicrmw": 1, "cmpxchg": 2, "ret": 0}
+_STORED = {"store": 0, "atomicrmw": 1, "cmpxchg": 2, "ret": 0, "insertvalue": 1}
 """The operand that a reader elsewhere takes for a base, by opcode."""
 
 

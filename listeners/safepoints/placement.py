@@ -52,7 +52,9 @@ def place_statepoints(module: llvm.ModuleRef) -> llvm.ModuleRef:
     from the entry on, null at first. Its id is that of LLVM, 0xABCDEF00, or the call's attribute
     "statepoint-id".
 
-    Optimise before, not after: passes that know nothing of roots drop them from the records.
+    Optimise before, not after: passes that know nothing of roots drop them from the records. With
+    "-ni:1" (non-integral) at the end of the data layout they make no numbers of references, which
+    nobody would find; it is taken out here, since no engine has it.
 
     Raises JITListenerError if the module is not valid, if a function has statepoints already or a
     strategy without them, or if a reference is where no record can name it: in an alloca of other
@@ -75,6 +77,8 @@ def place_statepoints(module: llvm.ModuleRef) -> llvm.ModuleRef:
         manager.add_sroa_pass()  # makes values of what has been a variable here
         manager.add_dead_code_elimination_pass()  # LLVM ends the process over unused relocates
         manager.run(placed.get_function(function.name), passes)
+    # No engine has that, and to code generation it makes no difference.
+    placed.data_layout = re.sub(r"(?:^|-)ni:[\d:]+", "", placed.data_layout)
     return placed
 
 
@@ -199,6 +203,13 @@ class _Placement:
             for instruction, live in liveness.after(block, self._is_safepoint).items():
                 call = function.call(instruction)
                 live.update(function.types.keys() & set(_LOCAL.findall(call.deopt)))
+                for value in instruction.operands[: len(call.arguments)]:
+                    if value in function.types and not self._bases.is_base(value):
+                        function.fail(
+                            instruction,
+                            f"{value} points into an object; a callee that collects would not know"
+                            ' the object: pass that, or mark the callee "gc-leaf-function"',
+                        )
                 if mixed := live & function.aggregates:
                     function.fail(
                         instruction,

@@ -245,7 +245,10 @@ def run(seed: int) -> None:
     module = llvm.parse_assembly(runtime.code + "\n".join(Functions(chance, derived).lines))
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=opt)
-    passes = llvm.create_pass_builder(target_machine(opt=opt), options)
+    machine = target_machine(opt=opt)
+    passes = llvm.create_pass_builder(machine, options)
+    if chance.random() < 0.5:
+        module.data_layout = f"{machine.target_data}-ni:1"
     if opt:
         passes.getModulePassManager().run(module, passes)
     elif derived:  # which no variable can hold
