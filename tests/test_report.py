@@ -153,8 +153,9 @@ def test_shares_by_kind_of_code(record, way):
     kernel = sum(n for (dso, _), n in rows.items() if dso == "[kernel.kallsyms]")
     assert float(shares["JIT"]) == pytest.approx(100 * jit / total, abs=0.5)
     python = sum(n for (dso, _), n in rows.items() if re.match(r"(lib)?python3", dso))
-    assert float(shares["Python"]) == pytest.approx(100 * python / total, abs=0.1)
-    assert float(shares["kernel"]) == pytest.approx(100 * kernel / total, abs=0.1)
+    # perf script tells no address of the few samples whose chain is empty
+    assert float(shares["Python"]) == pytest.approx(100 * python / total, abs=0.5)
+    assert float(shares["kernel"]) == pytest.approx(100 * kernel / total, abs=0.5)
     assert sum(map(float, shares.values())) == pytest.approx(100, abs=0.3)
 
 

@@ -54,7 +54,8 @@ class Sample(NamedTuple):
     period: int
     """How much of the event it stands for; ns of cpu-clock and task-clock."""
     calls: tuple[Call, ...]
-    """Innermost first; one if no call chains were recorded."""
+    """Innermost first; one if no call chains were recorded. Empty if perf could not follow the
+    chain: then it does not tell the sample's own address either."""
 
 
 def read_samples(path: str | os.PathLike[str]) -> Iterator[Sample]:
