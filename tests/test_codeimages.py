@@ -410,3 +410,13 @@ subprocess.run({[*command, "clean"]!r}, check=True)
     assert "1 removed" in run(*command, "clean", env=environment)
     assert not directory.exists()
     assert "0 removed" in run(*command, "clean", env=environment)
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("linker", LINKERS)
+def test_four_threads_run_code_that_is_mapped_over_while_others_load_and_unload(linker, tmp_path):
+    environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
+    said = run(sys.executable, f"{PROGRAMS}/stress.py", linker, env=environment)
+    calls, mapped = map(int, re.findall(r"\d+", said))
+    assert calls == 100_000
+    assert mapped > 50

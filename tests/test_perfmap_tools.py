@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from perftools import PATH, Recording, record
 
 from perfmap import read_map
 
 pytestmark = pytest.mark.tools
 
-ROOT = Path(__file__).parent.parent
-SAMPLES = ("-q", "-e", "cpu-clock:u", "-c", "100000")  # one in 100 us of user time
 
 # A page of functions in machine code that count their argument down to zero.
 CODE = """if True:
@@ -47,56 +44,14 @@ CODE = """if True:
 """
 
 
-@pytest.fixture(scope="session")
-def perf() -> str:
-    found = shutil.which("perf")
-    assert found, "perf is missing: apt-get install linux-perf (Ubuntu: linux-tools-generic)"
-    return found
+def profiled(tmp_path: Path, program: str, *python: str) -> Recording:
+    """A recording of a program that works on the page of functions; it is shown its own pid."""
+    program = f"{CODE}{program}\n    print('pid', os.getpid())"
+    options = ("-c", "100000")  # one in 100 us
+    return record(tmp_path, *(python or (sys.executable,)), "-c", program, options=options)
 
 
-@pytest.fixture
-def clean_up() -> Iterator[list[int]]:
-    """The numbers of processes whose map files go after the test, when perf has read them."""
-    pids: list[int] = []
-    yield pids
-    for pid in pids:
-        Path(f"/tmp/perf-{pid}.map").unlink(missing_ok=True)
-
-
-def run(*command: str | Path) -> str:
-    done = subprocess.run(
-        command,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def report(perf: str, data: Path) -> dict[str, float]:
-    """Symbols of a recording with their share of the samples, in percent."""
-    out = run(perf, "report", "--stdio", "-i", data, "--sort", "sym", "--percent-limit", "0")
-    lines = re.findall(r"^ +([\d.]+)% +\[\.\] (.*?) *$", out, re.MULTILINE)
-    return {symbol: float(share) for share, symbol in lines}
-
-
-def profiled(
-    perf: str, tmp_path: Path, pids: list[int], program: str, *python: str
-) -> dict[str, float]:
-    """The report on a program that works on the page of functions; it is shown its own pid."""
-    data = tmp_path / "perf.data"
-    out = run(
-        *(perf, "record", *SAMPLES, "-o", data, "--"),
-        *(python or (sys.executable,)),
-        *("-c", CODE + program + "\n    print(os.getpid())"),
-    )
-    pids.append(int(out.split()[-1]))
-    return report(perf, data)
-
-
-def test_names_of_every_kind_are_shown(perf: str, tmp_path: Path, clean_up: list[int]) -> None:
+def test_names_of_every_kind_are_shown(tmp_path: Path) -> None:
     program = """
     for number, name in enumerate(
         ["f", "g2", "kernel(double*, unsigned long) const", "größe ∑", "two\\nlines", "", "é",
@@ -105,7 +60,8 @@ def test_names_of_every_kind_are_shown(perf: str, tmp_path: Path, clean_up: list
         map_file.add(slot(number), SIZE, name)
         spin(number)
 """
-    symbols = profiled(perf, tmp_path, clean_up, program)
+    recording = profiled(tmp_path, program)
+    symbols = recording.shares()
     expected = {
         *("f()", "g2()", "kernel(double*, unsigned long) const", "größe ∑", "two?lines"),
         *("[unnamed]", "é()", "long_" + "x" * 4088 + "..."),
@@ -113,9 +69,7 @@ def test_names_of_every_kind_are_shown(perf: str, tmp_path: Path, clean_up: list
     assert {name for name in expected if symbols.get(name, 0) > 2} == expected
 
 
-def test_after_an_unload_or_reuse_only_the_later_name_is_shown(
-    perf: str, tmp_path: Path, clean_up: list[int]
-) -> None:
+def test_after_an_unload_or_reuse_only_the_later_name_is_shown(tmp_path: Path) -> None:
     program = """
     map_file.add_all([(slot(0), SIZE, "removed"), (slot(1), SIZE, "stays before"),
                       (slot(2), 2 * SIZE, "overlapped"), (slot(4), SIZE, "unloaded for good")])
@@ -128,16 +82,15 @@ def test_after_an_unload_or_reuse_only_the_later_name_is_shown(
     for number in (0, 3, 5):
         spin(number, 50_000_000)
 """
-    symbols = profiled(perf, tmp_path, clean_up, program)
-    assert b"\n\n\n\n" in Path(f"/tmp/perf-{clean_up[0]}.map").read_bytes()
+    recording = profiled(tmp_path, program)
+    symbols = recording.shares()
+    assert b"\n\n\n\n" in Path(f"/tmp/perf-{recording.numbers['pid']}.map").read_bytes()
     for name in ("in a hole", "stays before", "over the second half", "stays after"):
         assert symbols[name] > 2
     assert not symbols.keys() & {"removed", "overlapped", "unloaded for good"}
 
 
-def test_a_running_forked_child_is_named_from_its_own_file(
-    perf: str, tmp_path: Path, clean_up: list[int]
-) -> None:
+def test_a_running_forked_child_is_named_from_its_own_file(tmp_path: Path) -> None:
     program = """
     map_file.add_all([(slot(0), SIZE, "inherited"), (slot(1), SIZE, "unloaded")])
     child = os.fork()
@@ -151,30 +104,29 @@ def test_a_running_forked_child_is_named_from_its_own_file(
         spin(0, 10_000_000)
         spin(1, 10_000_000)
 """
-    data = tmp_path / "perf.data"
-    parent = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", CODE + program],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": PATH},
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert parent.stdout is not None
-    with parent:
-        clean_up += map(int, parent.stdout.readline().split())
+    ) as parent:
+        assert parent.stdout
+        numbers = dict(zip(("pid", "child"), parent.stdout.readline().split(), strict=True))
+        options = ("-p", numbers["child"])
         try:
-            run(perf, "record", *SAMPLES, "-o", data, "-p", str(clean_up[1]), "--", "sleep", "0.4")
+            recording = record(tmp_path, "sleep", "0.4", options=options)
         finally:
-            os.kill(clean_up[1], signal.SIGKILL)
-    symbols = report(perf, data)
+            os.kill(int(numbers["child"]), signal.SIGKILL)
+            parent.wait()
+    recording.numbers |= numbers
+    symbols = recording.shares()
     assert symbols["inherited"] > 10
     assert symbols["the child's own"] > 10
     assert "unloaded" not in symbols
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="-X perf came with Python 3.12")
-def test_python_s_own_lines_and_ours_share_the_file(
-    perf: str, tmp_path: Path, clean_up: list[int]
-) -> None:
+def test_python_s_own_lines_and_ours_share_the_file(tmp_path: Path) -> None:
     program = """
     import threading
 
@@ -201,11 +153,57 @@ def test_python_s_own_lines_and_ours_share_the_file(
     for _ in map(python_function, range(4_000_000)):  # each call goes through its trampoline
         pass
 """
-    symbols = profiled(perf, tmp_path, clean_up, program, sys.executable, "-X", "perf")
-    names = [entry.name for entry in read_map(f"/tmp/perf-{clean_up[0]}.map")]
+    recording = profiled(tmp_path, program, sys.executable, "-X", "perf")
+    symbols = recording.shares()
+    names = [entry.name for entry in read_map(f"/tmp/perf-{recording.numbers['pid']}.map")]
     assert [name for name in names if name.startswith("py::compiled_")] == [
         f"py::compiled_{number}:<string>" for number in range(2000)
     ]
     assert len([name for name in names if name.startswith("machine")]) == 2
     assert symbols["machine code"] > 2
     assert any(symbol.startswith("py::python_function:") for symbol in symbols)
+
+
+def interpreter_with_perf_jit() -> str:
+    """A Python that writes a dump of its own functions: 3.13 or later."""
+    installed = (Path.home() / ".pyenv" / "versions").glob("3.1[3-9]*/bin/python3")
+    candidates = [sys.executable, *map(str, installed), *(f"python3.{n}" for n in range(13, 20))]
+    check = "import os, sys; os.unlink(f'/tmp/jit-{os.getpid()}.dump')"
+    for candidate in filter(None, map(shutil.which, candidates)):
+        command = [candidate, "-X", "perf_jit", "-c", check]
+        if subprocess.run(command, capture_output=True, timeout=60).returncode == 0:
+            return candidate
+    pytest.fail("no Python 3.13 or later: apt-get install python3.13, or pyenv install 3.13")
+
+
+def test_beside_the_interpreter_s_own_dump(tmp_path: Path) -> None:
+    """`-X perf_jit` (3.13): Python's functions and ours, in one chain."""
+    python = interpreter_with_perf_jit()
+    script = """
+import ctypes, os, sys
+from perfmap import FrameRules, JITCode, JITDumpWriter
+import mmap
+code = bytes.fromhex("4889f8 48ffc8 75fb c3")
+page = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 7)
+page.write(code)
+address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+# def_cfa rsp+8; the return address at cfa-8
+rules = FrameRules(1, -8, 16, bytes([0x0C, 7, 8, 0x90, 1]), b"")
+JITDumpWriter().add(JITCode(address, code, "machine_code", (), rules))
+def python_caller():
+    ctypes.CFUNCTYPE(None, ctypes.c_uint64)(address)(300_000_000)
+python_caller()
+print('pid', os.getpid())
+"""
+    recording = record(
+        *(tmp_path, python, "-X", "perf_jit", "-c", script),
+        options=("--call-graph", "dwarf"),
+        inject=True,
+    )
+    try:
+        inside = recording.chains("machine_code")
+        named = [chain for chain in inside if any("py::python_caller" in name for name in chain)]
+        assert len(named) > 0.9 * len(inside) > 20, inside[:1]
+    finally:
+        for left in Path("/tmp").glob(f"jit*-{recording.numbers['pid']}*"):
+            left.unlink()

@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import numpy
 import pytest
 from jit import EXAMPLES
-from profiled import NAMES
+from reported import NAMES
 from tools import PROGRAMS, run, tool
 
 import jitlisten
@@ -34,7 +34,7 @@ SHARE = r" *([\d.]+) %"
 
 @pytest.fixture(scope="session")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
-    """Recordings of profiled.py, each made once: `record("images", "collatz", "mcjit")`."""
+    """Recordings of reported.py, each made once: `record("images", "collatz", "mcjit")`."""
     made: dict[tuple[str, ...], Path] = {}
     pids: list[str] = []
 
@@ -47,7 +47,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
                 *(sys.executable, "-m", "jitlisten", "run", f"--{way}", "--"),
                 *(tool("perf"), "record", "-q", "-N", "-k", "mono", "-e", "cpu-clock"),
                 *("-F", "999", *(("--call-graph", graph) if graph else ()), "-o", str(data), "--"),
-                *(sys.executable, *python, str(PROGRAMS / "profiled.py"), *scene),
+                *(sys.executable, *python, str(PROGRAMS / "reported.py"), *scene),
                 env={**os.environ, "JITDUMPDIR": str(directory)},
                 cwd=directory,
             )
@@ -251,7 +251,7 @@ def test_python_and_jit_functions_in_one_chain(record):
     collapsed = report(data, "--format", "collapsed")
     assert re.search(r"py::<module>;.*py::collatz;.*;longest_\[j\];steps_\[j\] \d+", collapsed)
     assert re.search(
-        r"<module>  profiled.py\n(.*\n)+.* collatz  profiled.py", report(data, "--tree")
+        r"<module>  reported.py\n(.*\n)+.* collatz  reported.py", report(data, "--tree")
     )
     shares = dict(re.findall(rf"^  (\w+) {SHARE}", report(data), re.MULTILINE))
     assert float(shares["JIT"]) > 30

@@ -1,107 +1,123 @@
-"""Code for perf to sample, with whatever listeners the environment asks for.
+"""Code for perf to sample, that a listener tells it of.
 
-    profiled.py collatz LINKER    `longest` calls `steps`, with lines; LINKER may be numba
-    profiled.py names             functions with names that are hard to read
-    profiled.py inlined           a function with another one inlined, by the lines of INLINED
-    profiled.py processes         `both`, and in a child of another name `child`
+    profiled.py WAY ENGINE SCENE [--frame-pointers] [--keep]
 
-With -X perf, Python's own functions are named in the map file, too. It prints its process number.
+WAY is images, jitdump or map; ENGINE one of LINKERS, and for `hot` numba, too. Scenes:
+
+    hot     `outer` calls `hot` of hot.tiny, a third of a second
+    work    `eight`, `four`, `two` and `one` run that many times as long as the last
+    reload  `earlier` runs, is freed, `later` runs twice as long at the same address, and is
+            freed, or with --keep is not
+    fork    parent and child run `inherited`, and `parent_only` or `child_only`
+    kill    `before_the_end` runs, and the process is killed
 """
 
 import os
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 
-from images import loop_ir, numba_longest
-from jit import Long, Program, initialize, source_ir
+import tiny
+from jit import Long, Program, initialize, loop_ir
 
-ROUNDS = 100_000_000
-NAMES = (
-    "semi;colon", "two words (and) parens", "two\nlines", "<&\"']]>", "größe", "f+0x1 (/x)", "%d%s"
-)  # fmt: skip
-# The lines of the loop are those of `inner`, line 20 on, which `outer` calls in line 11.
-INLINED = """
-define i64 @outer(i64 %n) "frame-pointer"="all" !dbg !4 {
-entry:
-  br label %loop, !dbg !10
-loop:
-  %i = phi i64 [ 0, %entry ], [ %next, %loop ], !dbg !12
-  %x = phi i64 [ 1, %entry ], [ %y, %loop ], !dbg !12
-  %y = mul i64 %x, 3, !dbg !11
-  %next = add i64 %i, 1, !dbg !12
-  %more = icmp slt i64 %next, %n, !dbg !12
-  br i1 %more, label %loop, label %done, !dbg !12
-done:
-  ret i64 %y, !dbg !13
-}
-!llvm.module.flags = !{!0}
-!llvm.dbg.cu = !{!1}
-!0 = !{i32 2, !"Debug Info Version", i32 3}
-!1 = distinct !DICompileUnit(language: DW_LANG_C, file: !2, isOptimized: true,
-                             emissionKind: FullDebug)
-!2 = !DIFile(filename: "program.txt", directory: "DIRECTORY")
-!3 = !DISubroutineType(types: !{null})
-!4 = distinct !DISubprogram(name: "outer", file: !2, line: 10, type: !3, unit: !1,
-                            spFlags: DISPFlagDefinition)
-!5 = distinct !DISubprogram(name: "inner", file: !2, line: 20, type: !3, unit: !1,
-                            spFlags: DISPFlagDefinition)
-!9 = distinct !DILocation(line: 11, scope: !4)
-!10 = !DILocation(line: 10, scope: !4)
-!11 = !DILocation(line: 21, scope: !5, inlinedAt: !9)
-!12 = !DILocation(line: 22, scope: !5, inlinedAt: !9)
-!13 = !DILocation(line: 12, scope: !4)
-"""
+import listeners
+
+SOURCE = Path(__file__).with_name("hot.tiny")
+WAYS = {"images": "CodeImages", "jitdump": "JITDump", "map": "PerfMap"}
+kept: list[Program] = []
+ROUNDS = 25_000_000  # some 30 ms
 
 
-def collatz(linker: str) -> None:
-    if linker == "numba":
-        longest = numba_longest()
+def load(name: str) -> tuple[Program, int]:
+    program = Program(engine)
+    (address,) = program.load(loop_ir(name), name)
+    return program, address
+
+
+def load_to_keep(name: str) -> int:
+    program, address = load(name)
+    kept.append(program)
+    return address
+
+
+def free(program: Program) -> None:
+    program.unload()
+    program.engine.close()
+
+
+def numba_outer():
+    import numba
+
+    names = {}
+    exec(compile(SOURCE.read_text(), str(SOURCE), "exec"), names)
+    # Without debug=True, LLVM leaves out the call frame information of what cannot raise.
+    names["hot"] = numba.njit(debug=True)(names["hot"])
+    return numba.njit(debug=True)(names["outer"])
+
+
+def hot() -> None:
+    if engine == "numba":
+        outer = numba_outer()
     else:
-        text = re.sub(r"(define .*?\))", r'\1 "frame-pointer"="all"', source_ir())
-        longest = load("longest", text, linker)
-    longest(1_000_000)
+        text = str(tiny.Compiler(SOURCE).module)
+        if "--frame-pointers" in sys.argv:
+            text = re.sub(r"^(define .*?\))", r'\1 "frame-pointer"="all"', text, flags=re.MULTILINE)
+        program = Program(engine)
+        outer = Long(program.load(text, "hot", "outer")[1])
+    outer(1)
+    # perf takes long to find the lines of what has compiled the code: reports leave that out.
+    print("started", time.monotonic(), flush=True)
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        outer(1_000_000)
 
 
-def load(name: str, text: str, linker: str = "mcjit"):
-    program = Program(linker)
-    programs.append(program)
-    return Long(program.load(text, name)[0])
+def work() -> None:
+    for times, name in ((8, "eight"), (4, "four"), (2, "two"), (1, "one")):
+        Long(load_to_keep(name))(times * ROUNDS)
 
 
-def names() -> None:
-    for number, name in enumerate(NAMES):
-        escaped = "".join(f"\\{byte:02x}" for byte in name.encode())
-        # an engine finds functions by plain names only: the one with the work is called by it
-        caller = f"""
-        define i64 @plain{number}(i64 %n) {{
-          %result = call i64 @"{escaped}"(i64 %n)
-          ret i64 %result
-        }}
-        """
-        work = loop_ir("PLACEHOLDER").replace("PLACEHOLDER", f'"{escaped}"')
-        load(f"plain{number}", work + caller)(ROUNDS // 2)
+def reload() -> None:
+    names = "_ZN4game7earlierEi", "_ZN4game5laterEi"
+    for _ in range(100):  # sometimes the allocator has given the place to something else
+        addresses = set()
+        for name in names:
+            program, address = load(name)
+            addresses.add(address)
+            free(program)
+        if len(addresses) == 1:
+            break
+    for name, times in zip(names, (6, 12), strict=True):
+        program, address = load(name)
+        assert {address} == addresses
+        Long(address)(times * ROUNDS)
+        if name == names[0] or "--keep" not in sys.argv:
+            free(program)
 
 
-def inlined() -> None:
-    load("outer", INLINED.replace("DIRECTORY", str(Path.cwd())))(3 * ROUNDS)
-
-
-def processes() -> None:
-    both = load("both", loop_ir("both"))
+def fork() -> None:
+    inherited = load_to_keep("inherited")
     child = os.fork()
+    own = load_to_keep("parent_only" if child else "child_only")
+    Long(own)(6 * ROUNDS)
+    Long(inherited)(3 * ROUNDS)
     if not child:
-        Path("/proc/self/comm").write_text("other name")
-        load("child", loop_ir("child"))(ROUNDS)
-    both(ROUNDS)
-    if not child:
-        os._exit(0)
-    print(child)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        os._exit(7)
+    print("child", child)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-if __name__ == "__main__":
-    print(os.getpid(), flush=True)
-    initialize()
-    programs: list[Program] = []
-    globals()[sys.argv[1]](*sys.argv[2:])
+def kill() -> None:
+    Long(load_to_keep("before_the_end"))(6 * ROUNDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+way, engine, scene = sys.argv[1:4]
+print("pid", os.getpid(), flush=True)
+initialize()
+listener = getattr(listeners, WAYS[way])()
+listeners.attach(None, listener)
+{"hot": hot, "work": work, "reload": reload, "fork": fork, "kill": kill}[scene]()
+assert not getattr(listener, "problems", ()), listener.problems
