@@ -10,7 +10,7 @@ from statepoints import DECLARATIONS, relocate, statepoint
 import listeners
 from listeners import JITListenerError
 from listeners.objectfile import ObjectFile
-from listeners.safepoints import ObjectSafepoints, ObjectTables, Root, Safepoint, Slot
+from listeners.safepoints import NativeWalker, ObjectSafepoints, ObjectTables, Root, Safepoint, Slot
 
 Seen = ctypes.CFUNCTYPE(None, ctypes.c_uint64)
 
@@ -110,6 +110,17 @@ def test_what_was_unloaded_is_not_found(program, safepoints):
     program.unload()
     assert list(safepoints) == []
     assert list(map(safepoints.lookup, addresses)) == [None] * len(addresses)
+
+
+def test_an_object_heard_twice_is_known_once(program, safepoints):
+    native = NativeWalker(safepoints)
+    listeners.attach(program.engine, safepoints)
+    program.load(chain(Witness().address), "f0")
+    addresses = [s.address for s in safepoints]
+    assert len(addresses) == 11
+    program.unload()
+    assert list(map(safepoints.lookup, addresses)) == [None] * 11
+    assert not any(map(native.knows, addresses))
 
 
 def test_a_runtime_is_given_the_safepoints_of_each_object_before_it_can_run(program):

@@ -70,12 +70,18 @@ class Safepoints(JITEventListener):
         self._watchers: list[Watcher] = []
         self._code: tuple[_Code, ...] = ()
         """By address. Replaced, never changed, as others look things up meanwhile."""
+        self._keys: set[int] = set()
+        """Of all objects that are loaded."""
         self._tables: dict[int, ObjectTables] = {}
         """By the object's key."""
         self._found: dict[int, Safepoint] = {}
         """What was looked up before."""
 
     def notify_object_loaded(self, obj: LoadedObject) -> None:
+        with self._lock:
+            if obj.key in self._keys:
+                return  # heard by way of another attachment
+            self._keys.add(obj.key)
         tables = error = None
         if ObjectTables.are_in(obj):
             tables = ObjectTables(obj)
@@ -101,6 +107,9 @@ class Safepoints(JITEventListener):
 
     def notify_freeing_object(self, obj: LoadedObject) -> None:
         with self._lock:
+            if obj.key not in self._keys:
+                return
+            self._keys.remove(obj.key)
             for watcher in self._watchers:
                 watcher.freeing(obj)
             self._code = tuple(code for code in self._code if code.object is not obj)
@@ -173,8 +182,8 @@ class Safepoints(JITEventListener):
                 found += safepoints.of(safepoints.object.function(name))
         return found
 
-    def function_at(self, address: int) -> str | None:
-        """The name of the loaded code at an address, for messages; None if there is none."""
+    def code_name(self, address: int) -> str | None:
+        """What to call the loaded code at an address: its function; None if there is none."""
         code = self._code_at(address)
         if code is None:
             return None

@@ -5,7 +5,8 @@ of that call is an anchor: all frames that led there follow from it. Where Pytho
 called JIT'd code again, the stack is in parts, with an anchor each.
 
 A frame at a call that is not a safepoint has unknown roots, so that is an error. A part ends with
-the first return address that is in no loaded code: whoever has called into it.
+the first return address that is in no loaded code: whoever has called into it. So `Safepoints` must
+hear every engine whose code may be on the stack: code it does not know is taken for that caller.
 
 `nativewalk` does the same fast, and is tested against this one.
 """
@@ -118,7 +119,7 @@ def walk(safepoints: Safepoints, anchors: Iterable[Anchor]) -> Iterator[Frame]:
                 raise JITListenerError(f"{safepoint!r}: a frame pointer {fp:#x} below it")
             if saved_fp:
                 fp = read_word(slot + saved_fp)
-        function = safepoints.function_at(return_address - 1)
+        function = safepoints.code_name(return_address - 1)
         if function is not None:
             raise JITListenerError(
                 f"the frame of {function}, which returns to {return_address:#x}: its call is not"
