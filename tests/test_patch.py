@@ -12,6 +12,7 @@ from llvmlite import ir
 
 import listeners
 from listeners import JITListenerError
+from listeners.objectfile import ObjectFile
 from listeners.safepoints import Patchpoints, emit
 
 I64 = ir.IntType(64)
@@ -257,3 +258,18 @@ def test_a_freed_site_is_refused(program):
     assert made.sites[0].freed
     with pytest.raises(JITListenerError, match="has been freed"):
         made.sites[0].skip()
+
+
+def test_code_of_another_machine_is_refused():
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    machine = llvm.Target.from_triple("aarch64-linux-gnu").create_target_machine()
+    text = (
+        "define void @f() { call void (i64, i32, ptr, i32, ...)"
+        " @llvm.experimental.patchpoint.void(i64 1, i32 16, ptr null, i32 0) ret void }"
+    )
+    file = ObjectFile(machine.emit_object(llvm.parse_assembly(text)))
+    addresses = {index: 0x1000 * (index + 1) for index in range(len(file.sections))}
+    obj = listeners.LoadedObject(lambda: file, lambda address, size: b"", addresses)
+    with pytest.raises(JITListenerError, match="code of machine 183 cannot be patched"):
+        Patchpoints().notify_object_loaded(obj)

@@ -144,6 +144,14 @@ def test_only_what_is_live_after_a_call_is_recorded():
     assert re.findall(r'"gc-live"\((.*?)\) \]', text) == [f"{REF} %live"]
 
 
+def test_a_reference_among_deopt_values_is_recorded_too():
+    text = placed(
+        f"define void @f({REF} %o) {GC} {{"
+        f' call void @poll() [ "deopt"({REF} %o, i64 1) ] ret void }}'
+    )
+    assert f'[ "deopt"({REF} %o, i64 1), "gc-live"({REF} %o) ]' in text
+
+
 def test_bases_that_meet_meet_in_a_phi_of_their_own():
     text = placed(
         f"""

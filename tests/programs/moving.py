@@ -200,7 +200,7 @@ class Functions:
     )
 
     def function(self, name: str, result: str) -> None:
-        inlined = self.chance.choice(("", "noinline "))
+        inlined = self.chance.choice(("", "noinline ", "noinline minsize optsize "))
         self.lines.append(
             f"define {result} @{name}({REF} %a, {REF} %b, i64 %left, i64 %given) {inlined}"
             'gc "statepoint-example" personality ptr @__gxx_personality_v0 {'
