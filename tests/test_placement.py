@@ -150,6 +150,12 @@ def test_a_reference_among_deopt_values_is_recorded_too():
         f' call void @poll() [ "deopt"({REF} %o, i64 1) ] ret void }}'
     )
     assert f'[ "deopt"({REF} %o, i64 1), "gc-live"({REF} %o) ]' in text
+    text = placed(
+        f"define void @f({REF} %o) {GC} personality ptr @__gxx_personality_v0 {{"
+        f' invoke void @poll() [ "deopt"({REF} %o, i64 1) ] to label %out unwind label %pad'
+        " out: ret void pad: %l = landingpad { ptr, i32 } cleanup ret void }"
+    )
+    assert f'[ "deopt"({REF} %o, i64 1), "gc-live"({REF} %o) ]' in text
 
 
 def test_bases_that_meet_meet_in_a_phi_of_their_own():
@@ -254,6 +260,14 @@ AROUND = {
         "%a = alloca [2 x %Outer]",
         "no record can name the references",
     ),
+    "an alloca of a struct whose name is quoted": (
+        '%a = alloca %"of references"',
+        "no record can name the references",
+    ),
+    "a reference in an alloca of bytes": (
+        f"%a = alloca [16 x i8] %b = getelementptr i8, ptr %a, i64 8 store {REF} %o, ptr %b",
+        "no record can name the references",
+    ),
     "an alloca that is no variable": (f"br label %x x: %a = alloca {REF}", "no record can name"),
     "a stored pointer into an object": (
         f"%i = getelementptr i8, {REF} %o, i64 8 store {REF} %i, ptr %p",
@@ -304,6 +318,7 @@ AROUND = {
 def test_it_refuses_what_no_record_can_name(case):
     body, problem = AROUND[case]
     said = refusal(
+        f'%"of references" = type {{ {REF} }}\n'
         f"%Inner = type {{ {REF} }}\n%Outer = type {{ i64, %Inner }}\n"
         f"declare {{ i64, {REF} }} @two()\ndeclare {{ i64, i64, i64, i64 }} @four()\n"
         f"declare void @take({REF})\n"

@@ -194,7 +194,7 @@ class IRFunction:
         operands = instruction.value.operands
         arguments: list[str] = []
         types: list[str] = []
-        declared = self._declared(instruction.operands[-1])
+        declared = self._declared(instruction)
         for argument, operand in zip(_commas(text[callee.end() : end]), operands, strict=False):
             type_ = _type_name(operand.type)
             attributes = declared[len(types)] if len(types) < len(declared) else ""
@@ -225,11 +225,16 @@ class IRFunction:
             location[0] if location else "",
         )
 
-    def _declared(self, callee: str) -> list[str]:
-        """The attributes of a function's parameters. A call may leave them out; a statepoint,
-        whose callee is not that function, may not."""
-        function = self.context.functions.get(callee[1:]) if callee[0] == "@" else None
-        arguments = function.arguments if function else ()
+    def _callee(self, instruction: Instruction) -> Any:
+        """llvmlite's view of the function that a call names; None if it names none."""
+        callee = instruction.operands[-1]
+        return self.context.functions.get(callee[1:]) if callee[0] == "@" else None
+
+    def _declared(self, instruction: Instruction) -> list[str]:
+        """The attributes of a callee's parameters. A call may leave them out; a statepoint, whose
+        callee is not that function, may not."""
+        callee = self._callee(instruction)
+        arguments = callee.arguments if callee else ()
         return [b"".join(a + b" " for a in argument.attributes).decode() for argument in arguments]
 
     def _argument(self, instruction: Instruction, text: str, type_: str) -> str:
@@ -250,7 +255,7 @@ class IRFunction:
     def attributes(self, instruction: Instruction) -> str:
         """The attributes of a call and of its callee, if that is known."""
         found = b" ".join(instruction.value.attributes)
-        if callee := self.context.functions.get(instruction.operands[-1][1:]):
+        if callee := self._callee(instruction):
             found += b" ".join(callee.attributes)
         return found.decode()
 

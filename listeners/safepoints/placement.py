@@ -38,6 +38,11 @@ _ID = re.compile(r'"statepoint-id"="(\d+)"')
 _LEAF = '"gc-leaf-function"'
 _NOT_HERE = "@llvm.experimental.deoptimize", "@llvm.experimental.gc.", "@llvm.experimental.guard"
 _DEFAULT_ID = 0xABCDEF00
+_STRUCT = re.compile(r'%(?:"([^"]*)"|([-\w.$]+))')
+_UNNAMED = (
+    "no record can name the references in this memory: give each one an alloca of its own in the"
+    " entry block"
+)
 
 
 def place_statepoints(module: llvm.ModuleRef) -> llvm.ModuleRef:
@@ -162,15 +167,24 @@ class _Placement:
                     self._slots.append(instruction.name)
                     instruction.text += f"\n  store {REFERENCE} null, ptr {instruction.name}"
                 elif REFERENCE in type_ or function.context.reference_structs.intersection(
-                    re.findall(r'%"?([^" ,\]}>]+)', type_)
+                    quoted or plain for quoted, plain in _STRUCT.findall(type_)
                 ):
-                    function.fail(
-                        instruction,
-                        "no record can name the references in this memory: give each one an"
-                        " alloca of its own in the entry block",
-                    )
+                    function.fail(instruction, _UNNAMED)
         for block in function.blocks.values():
             block.instructions = [i for i in block.instructions if not self._is_lifetime(i)]
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Raise JITListenerError for a reference that is stored in an alloca of something else."""
+        instructions = [i for b in self._function.blocks.values() for i in b.instructions]
+        definitions = {i.name: i for i in instructions if i.name}
+        for instruction in instructions:
+            if instruction.opcode == "store" and instruction.operands[0] in self._function.types:
+                place = definitions.get(instruction.operands[1])
+                while place and place.opcode == "getelementptr":
+                    place = definitions.get(place.operands[0])
+                if place and place.opcode == "alloca" and place.name not in self._slots:
+                    self._function.fail(instruction, _UNNAMED)
 
     def _is_lifetime(self, instruction: Instruction) -> bool:
         """Whether it lets LLVM use a slot's memory for something else in between."""
@@ -202,7 +216,6 @@ class _Placement:
         for block in function.blocks.values():
             for instruction, live in liveness.after(block, self._is_safepoint).items():
                 call = function.call(instruction)
-                live.update(function.types.keys() & set(_LOCAL.findall(call.deopt)))
                 for value in instruction.operands[: len(call.arguments)]:
                     if value in function.types and not self._bases.is_base(value):
                         function.fail(
@@ -220,6 +233,7 @@ class _Placement:
                     normal, pad = block.successors
                     live &= liveness.on_edge(block.name, normal)
                     pads[pad] = None
+                live.update(function.types.keys() & set(_LOCAL.findall(call.deopt)))
                 self._safepoints[instruction] = _Safepoint(call, self._with_bases(live))
         for safepoint in self._safepoints.values():
             self._make_variables(safepoint.roots)
