@@ -205,16 +205,17 @@ def test_sites_change_while_threads_run_them(program, images, tmp_path, monkeypa
 
 
 def test_several_threads_run_and_several_change(program):
+    """All bytes of the instruction change at once: a mixed one would crash."""
     made = Sites(program, 16)
     site = made.sites[1]
     targets = [made.addresses["count0"], made.addresses["count1"]]
     loop = ctypes.CFUNCTYPE(ctypes.c_int64)(made.addresses["loop"])
 
     def change() -> None:
-        for _ in range(1000):
+        for _ in range(3000):
             for target in targets:
                 site.call(target)
-            site.skip()
+                site.skip()
 
     running = [threading.Thread(target=loop) for _ in range(3)]
     changing = [threading.Thread(target=change) for _ in range(2)]
