@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "programs")]
@@ -68,3 +69,10 @@ def path(tmp_path: Path) -> Path:
 def map_file(path: Path) -> Iterator[MapFile]:
     with MapFile(path=path) as file:
         yield file
+
+
+@pytest.fixture
+def patchpoints_built() -> Iterator[None]:
+    """For tests that build patchpoints, which sets an option of LLVM's for the whole process."""
+    yield
+    llvm.set_option("", "-enable-patchpoint-liveness=true")

@@ -13,6 +13,8 @@ import listeners
 from listeners import JITListenerError
 from listeners.safepoints import emit
 
+pytestmark = pytest.mark.usefixtures("patchpoints_built")
+
 I64 = ir.IntType(64)
 VOID = ir.VoidType()
 

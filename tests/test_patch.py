@@ -15,6 +15,8 @@ from listeners import JITListenerError
 from listeners.objectfile import ObjectFile
 from listeners.safepoints import Patchpoints, emit
 
+pytestmark = pytest.mark.usefixtures("patchpoints_built")
+
 I64 = ir.IntType(64)
 VOID = ir.VoidType()
 Number = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
