@@ -8,7 +8,8 @@ NEWER := $(shell for python in python3.13 $$HOME/.pyenv/versions/3.13*/bin/pytho
 	command -v $$python >/dev/null && $$python -c pass 2>/dev/null && echo $$python && break; done)
 # Each tool, and the package that has it; Ubuntu's perf is in linux-tools-generic. The demo needs few.
 TOOLS := gdb:gdb lldb:lldb perf:linux-perf objdump:binutils
-TEST_TOOLS := llvm-readelf:llvm llc-19:llvm-19 gcc:gcc gcc:libc6-dev chromium:chromium
+TEST_TOOLS := llvm-readelf:llvm llc-19:llvm-19 gcc:gcc gcc:libc6-dev \
+	chromium:chromium unshare:util-linux setpriv:util-linux mount:mount
 
 .PHONY: demo test lint benchmark clean tools test-tools
 

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -318,7 +319,7 @@ def images() -> Check:
         # What cannot be done is logged, and the function is named in a map file, until the end.
         logging.getLogger("listeners").addHandler(logging.NullHandler())
         if not (map_file := Path(f"/tmp/perf-{os.getpid()}.map")).exists():
-            atexit.register(map_file.unlink, missing_ok=True)
+            atexit.register(_remove, map_file)
         with tempfile.TemporaryDirectory(dir=_image_parent()) as directory:
             images = listeners.CodeImages(directory)
             with _engine() as engine:
@@ -330,6 +331,11 @@ def images() -> Check:
     if images.problems or not mapped:
         return Check(name, "warning", "; ".join(images.problems) or "nothing was mapped", remedy)
     return Check(name, "ok", "a file was mapped over code")
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink()
 
 
 def jitdump() -> Check:

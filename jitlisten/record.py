@@ -21,8 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from listeners.errors import JITListenerError
 
@@ -183,7 +182,7 @@ def _chosen(given: dict[str, str], pid: int) -> list[str]:
 
 
 def _choose_listener(dumps: bool) -> str:
-    """The best of the listeners for perf that work here; says why it is not the first one."""
+    """The best of the listeners for perf that work here, "" if none does; says why."""
     checks = {"images": doctor.images, "jitdump": doctor.jitdump, "perf-map": doctor.map_file}
     if not dumps:
         del checks["jitdump"]
@@ -197,7 +196,8 @@ def _choose_listener(dumps: bool) -> str:
         _say(f"no {found.name}: {found.detail}; {found.remedy}")
     if len(problems) == len(checks):
         _say("JIT'd code has no names")
-    elif problems:
+        return ""
+    if problems:
         _say(f"JIT'd code is recorded by {name}")
     return name
 
@@ -227,16 +227,17 @@ class _Program:
     def _become(self, gate: int, command: list[str]) -> NoReturn:
         status = 1
         try:
-            if words := os.read(gate, 1000).decode().split():
+            if message := os.read(gate, 1000).decode():
                 os.close(gate)
-                environment = {**listening(words[:1]), **dict.fromkeys(words[1:], "1")}
+                listener, *variables = message.split(",")
+                environment = {**listening([listener]), **dict.fromkeys(variables, "1")}
                 status = become("record", command, environment)
         finally:
             os._exit(status)
 
     def begin(self, listener: str, variables: Sequence[str]) -> None:
-        """Let it become the program, with a listener, and these variables set to 1."""
-        os.write(self._gate, " ".join([listener, *variables]).encode())
+        """Let it become the program, with a listener if it is not "", and variables set to 1."""
+        os.write(self._gate, ",".join([listener, *variables]).encode())
         os.close(self._gate)
         self._gate = -1
 
@@ -260,7 +261,7 @@ class _Perf:
     def __init__(self, perf: str, options: list[str]) -> None:
         control, self._control = os.pipe()
         self._answers, answer = os.pipe()
-        self._messages = TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._messages = _messages()
         self._process = subprocess.Popen(
             [perf, "record", f"--control=fd:{control},{answer}", *options],
             env={**os.environ, "LC_ALL": "C"},
@@ -333,7 +334,7 @@ def _name_dumped(perf: str, data: Path) -> None:
     injected = data.with_name(f"{data.name}.injected")
     command = [perf, "inject", "--jit", "-f", f"--input={data}", f"--output={injected}"]
     try:
-        with TemporaryFile("w+", errors="replace") as messages:
+        with _messages() as messages:
             with subprocess.Popen(command, stdout=messages, stderr=messages) as process:
                 _show_progress(process, dumps)
             messages.seek(0)
@@ -370,6 +371,11 @@ def _read_by(pid: int, files: dict[Path, int]) -> dict[Path, int]:
                 information = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text()
                 found[path] = int(information.split()[1])
     return found
+
+
+def _messages() -> IO[str]:
+    """A file for what perf says; there may be no directory for one."""
+    return os.fdopen(os.memfd_create("perf"), "w+", errors="replace")
 
 
 def _say(what: str) -> None:

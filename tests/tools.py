@@ -11,6 +11,7 @@ import pytest
 PACKAGES = {
     "perf": "linux-perf (Ubuntu: linux-tools-generic)",
     **dict.fromkeys(("as", "ld", "objcopy", "objdump", "readelf", "strip"), "binutils"),
+    **dict.fromkeys(("setpriv", "unshare"), "util-linux"),
     **dict.fromkeys(("llvm-dwarfdump", "llvm-nm", "llvm-readelf", "llvm-readobj"), "llvm"),
     **dict.fromkeys(("llc-19", "llvm-readobj-19"), "llvm-19"),
 }
@@ -59,6 +60,7 @@ def lldb(*commands: str, program: tuple[str, ...]) -> str:
 def perf_symbols(data: Path) -> dict[str, float]:
     """The functions of a recording, and the share of the samples that each has, in percent."""
     options = "--stdio", "--fields", "overhead,sym", "--no-children", "--field-separator", ";"
+    options += "--no-inline", "--call-graph", "none"
     text = run(tool("perf"), "report", "-i", str(data), *options)
     rows = re.findall(r"^ *([\d.]+)% *;\[.\] (.*?) *$", text, re.MULTILINE)
     return {name: float(share) for share, name in rows}

@@ -5,6 +5,7 @@
 WAY is images, jitdump or map; ENGINE one of LINKERS, and for `hot` numba, too. Scenes:
 
     hot     `outer` calls `hot` of hot.tiny, a third of a second
+    loop    … until standard input ends
     work    `eight`, `four`, `two` and `one` run that many times as long as the last
     reload  `earlier` runs, is freed, `later` runs twice as long at the same address, and is
             freed, or with --keep is not
@@ -14,6 +15,7 @@ WAY is images, jitdump or map; ENGINE one of LINKERS, and for `hot` numba, too. 
 
 import os
 import re
+import select
 import signal
 import sys
 import time
@@ -57,20 +59,31 @@ def numba_outer():
     return numba.njit(debug=True)(names["outer"])
 
 
-def hot() -> None:
+def load_outer():
     if engine == "numba":
         outer = numba_outer()
     else:
         text = str(tiny.Compiler(SOURCE).module)
         if "--frame-pointers" in sys.argv:
             text = re.sub(r"^(define .*?\))", r'\1 "frame-pointer"="all"', text, flags=re.MULTILINE)
-        program = Program(engine)
-        outer = Long(program.load(text, "hot", "outer")[1])
+        kept.append(Program(engine))
+        outer = Long(kept[0].load(text, "hot", "outer")[1])
     outer(1)
     # perf takes long to find the lines of what has compiled the code: reports leave that out.
     print("started", time.monotonic(), flush=True)
+    return outer
+
+
+def hot() -> None:
+    outer = load_outer()
     end = time.process_time() + 0.3
     while time.process_time() < end:
+        outer(1_000_000)
+
+
+def loop() -> None:
+    outer = load_outer()
+    while not select.select([sys.stdin], [], [], 0)[0]:
         outer(1_000_000)
 
 
@@ -119,5 +132,6 @@ print("pid", os.getpid(), flush=True)
 initialize()
 listener = getattr(listeners, WAYS[way])()
 listeners.attach(None, listener)
-{"hot": hot, "work": work, "reload": reload, "fork": fork, "kill": kill}[scene]()
+SCENES = {one.__name__: one for one in (hot, loop, work, reload, fork, kill)}
+SCENES[scene]()
 assert not getattr(listener, "problems", ()), listener.problems

@@ -1,0 +1,127 @@
+"""perf outside of a container, as another user, and where /tmp cannot be written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from perftools import PATH, ROOT, Recording, record
+from tools import PROGRAMS, run, tool
+
+pytestmark = pytest.mark.tools
+
+WAYS = ("images", "jitdump", "map")
+PROFILED = (sys.executable, f"{PROGRAMS}/profiled.py")
+
+
+def container(directory: Path, *command: str) -> tuple[str, ...]:
+    """A command in pid and mount namespaces of its own, with an empty /tmp but for `directory`
+    and this project."""
+    hidden = directory / "outside"
+    hidden.mkdir(exist_ok=True)
+    script = f"""
+        set -e
+        mount --rbind / {hidden}
+        cd {hidden}
+        mount -t tmpfs none /tmp
+        for place in {directory} {ROOT}; do
+            mkdir -p $place
+            mount --bind ./$place $place
+        done
+        exec "$@"
+    """
+    unshare = (tool("unshare"), "--mount", "--pid", "--mount-proc", "--fork")
+    return (*unshare, "sh", "-c", script, "sh", *command)
+
+
+def hot_function(recording: Recording) -> str:
+    return recording.rows("sym")[0][1]
+
+
+def test_images_name_code_of_a_container_after_it_has_ended(tmp_path: Path) -> None:
+    program = (*PROFILED, "images", "mcjit", "hot")
+    recording = record(tmp_path, *container(tmp_path, *program), options=("-g",))
+    assert recording.numbers["pid"] == "1"
+    assert hot_function(recording) == "hot"
+    assert recording.chains("hot")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_names_code_of_a_container_while_it_runs(way: str, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        container(tmp_path, *PROFILED, way, "mcjit", "loop"),
+        env={**os.environ, "JITDUMPDIR": str(tmp_path), "PYTHONPATH": PATH},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        said = [process.stdout.readline() for _ in range(2)]
+        assert said[0] == "pid 1\n"
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        recording = record(tmp_path, "sleep", "0.3", options=("-p", child), inject=way == "jitdump")
+        assert hot_function(recording) == "hot"
+        process.communicate()
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_root_s_perf_names_code_of_another_user(
+    way: str, tmp_path: Path, recordings: list[Recording]
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    # The capability is for a Python that only root may read.
+    user = ("--reuid=65534", "--regid=65534", "--clear-groups")
+    rights = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+    directory = f"JITDUMPDIR={tmp_path}/theirs"
+    recording = record(
+        tmp_path,
+        *(tool("setpriv"), *user, *rights, "env", directory, *PROFILED, way, "mcjit", "hot"),
+        inject=way == "jitdump",
+    )
+    recordings.append(recording)
+    written = [*(tmp_path / "theirs").rglob("*.so"), *(tmp_path / "theirs").rglob("*.dump")]
+    if way == "map":
+        written = [Path(f"/tmp/perf-{recording.numbers['pid']}.map")]
+    assert {path.stat().st_uid for path in written if "jitted" not in path.name} == {65534}
+    assert {path.stat().st_mode & 0o777 for path in written if "jitted" not in path.name} == {0o600}
+    assert hot_function(recording) == "hot"
+
+
+def test_a_recording_made_inside_a_container_has_it_all(tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "jitlisten", "record", "-o", f"{tmp_path}/data", "--")
+    program = (sys.executable, f"{PROGRAMS}/jit.py", "mcjit", "--limit", "200000")
+    run(
+        *container(tmp_path, *command, *program),
+        env={**os.environ, "JITDUMPDIR": str(tmp_path), "PYTHONPATH": PATH},
+    )
+    assert "steps" in Recording(tmp_path / "data").shares()
+
+
+@pytest.mark.parametrize("directory", ["", "/proc"], ids=["images", "nothing"])
+def test_with_a_read_only_tmp_the_program_runs_and_record_says_what_is_lost(
+    directory: str, tmp_path: Path
+) -> None:
+    read_only = """
+        set -e
+        mount --bind /tmp /tmp
+        cd /tmp
+        case $0 in /tmp/*) mount --bind "./${0#/tmp/}" "$0" ;; esac
+        mount -o remount,bind,ro /tmp
+        exec "$@"
+    """
+    command = (sys.executable, "-m", "jitlisten", "record", "-o", f"{tmp_path}/data", "--")
+    program = (sys.executable, f"{PROGRAMS}/jit.py", "mcjit", "--limit", "200000", "--attach")
+    said = run(
+        *(tool("unshare"), "--mount", "sh", "-c", read_only, str(tmp_path)),
+        *(*command, *program, "never"),
+        env={**os.environ, "JITDUMPDIR": directory or str(tmp_path), "PYTHONPATH": PATH},
+    )
+    assert "longest 382" in said
+    assert "Traceback" not in said
+    lost = "JIT'd code has no names" in said
+    assert lost == bool(directory)
+    assert ("Read-only file system" in said) == lost
+    assert ("steps" in Recording(tmp_path / "data").shares()) != lost
