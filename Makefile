@@ -32,6 +32,7 @@ benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/attach.py
 	$(BIN)/python benchmarks/outside.py
 	$(BIN)/python benchmarks/safepoints.py
+	$(BIN)/python benchmarks/perf_ready.py
 
 $(VENV)/installed: pyproject.toml | tools
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,135 @@
+"""From a program's end to a report with names: code images against jitdump and `perf inject`.
+
+    python benchmarks/perf_ready.py [FUNCTIONS ...]
+
+For 100, 1,000 and 10,000 functions with debug information, which all run, in objects of one
+function and of a hundred: seconds that `perf record` takes to end, `perf inject` and `perf report`;
+the files that are there then; and what the load of an object has cost with the listener.
+"""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+WAYS = {"none": None, "images": "CodeImages", "jitdump": "JITDump", "map": "PerfMap"}
+
+FUNCTION = """
+def steps{0:05}(n):
+    count = 0
+    while n > 1:
+        half = n // 2
+        if n - 2 * half:
+            n = 3 * n + 1
+        else:
+            n = half
+        count = count + 1
+    return count
+"""
+
+
+def program(way: str, functions: int, per_object: int) -> None:
+    """Load the functions, run each for 250 µs, and say what the load of an object took, in µs."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "programs"), str(ROOT / "examples")]
+    import llvmlite.binding as llvm
+    import tiny
+    from jit import Long, initialize, target_machine
+
+    import listeners
+
+    initialize()
+    if WAYS[way]:
+        listeners.attach(None, getattr(listeners, WAYS[way])())
+    engine = llvm.create_lljit_compiler(target_machine(opt=2))
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory, "steps.tiny")
+        source.write_text("".join(map(FUNCTION.format, range(per_object))))
+        text = str(tiny.Compiler(source).module)
+    elf = target_machine(opt=2).emit_object(llvm.parse_assembly(text))
+    same = len(str(per_object - 1)) if per_object > 1 else 0  # digits that count inside an object
+    took, kept, addresses = 0.0, [], []
+    for number in range(functions // per_object):
+        ours = f"steps{number:0{5 - same}}"
+        builder = llvm.JITLibraryBuilder()
+        builder.add_object_img(elf.replace(b"steps" + b"0" * (5 - same), ours.encode()))
+        names = [f"{ours}{inner:0{same}}" if same else ours for inner in range(per_object)]
+        for name in names:
+            builder.export_symbol(name)
+        start = time.perf_counter()
+        library = builder.link(engine, f"library{number}")
+        took += time.perf_counter() - start
+        kept.append(library)
+        addresses += [library[name] for name in names]
+    started = time.monotonic()
+    for address in addresses:
+        end = time.process_time() + 250e-6
+        while time.process_time() < end:
+            Long(address)(837799)
+    said = {"load": took / len(kept) * 1e6, "started": started, "end": time.monotonic()}
+    print(json.dumps(said), flush=True)
+    os._exit(0)
+
+
+def measure(way: str, functions: int, per_object: int) -> dict[str, float]:
+    """Seconds by step, and what is on the disk then."""
+    with tempfile.TemporaryDirectory() as directory:
+        data = f"{directory}/perf.data"
+        sampling = ("-q", "-N", "-k", "mono", "-e", "cpu-clock:u", "-c", "250000")
+        command = (sys.executable, __file__, way, str(functions), str(per_object))
+        done = subprocess.run(
+            ["perf", "record", *sampling, "-o", data, "--", *command],
+            env={**os.environ, "JITDUMPDIR": directory},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        said = json.loads(done.stdout)
+        times = {"load": said["load"], "record": time.monotonic() - said["end"], "inject": 0.0}
+        if way == "jitdump":
+            start = time.monotonic()
+            injected = f"{directory}/injected"
+            subprocess.run(["perf", "inject", "-j", "-i", data, "-o", injected], check=True)
+            times["inject"] = time.monotonic() - start
+            data = injected
+        start = time.monotonic()
+        report = ("--stdio", "--no-children", "-F", "overhead,sym", "--time", f"{said['started']},")
+        text = subprocess.run(
+            ["perf", "report", "-i", data, *report],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            check=True,
+        ).stdout
+        times["report"] = time.monotonic() - start
+        assert way == "none" or "] steps" in text
+        files = [path for path in Path(directory, ".debug").rglob("*") if path.is_file()]
+        times["files"] = len(files)
+        times["MB"] = sum(path.stat().st_blocks * 512 for path in files) / 1e6
+        return times
+
+
+def main(sizes: list[int]) -> None:
+    columns = ("functions", "an object", "listener", "record ends, s", "inject, s", "report, s")
+    table = Table(*columns, "in all, s", "files", "MB", "load of an object, µs")
+    for functions, per_object in itertools.product(sizes, (1, 100)):
+        for way in WAYS:
+            found = measure(way, functions, per_object)
+            steps = [found[step] for step in ("record", "inject", "report")]
+            cells = [f"{seconds:.2f}" for seconds in (*steps, sum(steps))]
+            disk = f"{found['files']:,.0f}", f"{found['MB']:.1f}", f"{found['load']:,.0f}"
+            table.add_row(f"{functions:,}", str(per_object), way, *cells, *disk)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4 and sys.argv[1] in WAYS:
+        program(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        main([int(size) for size in sys.argv[1:]] or [100, 1000, 10_000])
