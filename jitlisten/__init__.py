@@ -105,7 +105,7 @@ def _add_outside(commands: Any) -> None:
         "--watch",
         nargs="?",
         const=1.0,
-        type=float,
+        type=seconds,
         metavar="SECONDS",
         help="list it again and again",
     )
@@ -116,3 +116,11 @@ def _add_outside(commands: Any) -> None:
         "words", nargs="*", metavar="[PID] [ADDRESS ...]",
         help="hexadecimal addresses; without, those in the text on stdin are explained",
     )  # fmt: skip
+
+
+def seconds(text: str) -> float:
+    """A time to wait, as the command line has it."""
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise ValueError(text)
+    return value
