@@ -112,10 +112,13 @@ def _add_outside(commands: Any) -> None:
     parsers["dump"].add_argument(
         "-o", "--output", metavar="DIR", default=".", help="where to write; default: here"
     )
+    parsers["symbolize"].usage = "jitlisten symbolize [-h] (PID | --core FILE) [ADDRESS ...]"
     parsers["symbolize"].add_argument(
-        "words", nargs="*", metavar="[PID] [ADDRESS ...]",
-        help="hexadecimal addresses; without, those in the text on stdin are explained",
-    )  # fmt: skip
+        "words",
+        nargs="*",
+        metavar="ADDRESS",
+        help="a hexadecimal number; without any, those in the text on stdin are explained",
+    )
 
 
 def seconds(text: str) -> float:
