@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from jit import Program
-from test_descriptors import target
+from targets import target
 from tools import PROGRAMS, gdb, perf_symbols, run, tool
 from wasm import Wasm, descriptor
 

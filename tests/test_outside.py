@@ -20,7 +20,8 @@ from random import Random
 from typing import Any
 
 import pytest
-from test_descriptors import line, program_of_i386, target
+from targets import line, target
+from test_descriptors_of_programs import program_of_i386
 from tools import PROGRAMS, gdb, perf_symbols, run, tool
 
 import gdbjit

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
-
 __all__ = ["compiled"]
 
 
 def compiled(text: str) -> Any:
     """An engine with the functions of a module, optimised; they live as long as it does."""
+    import llvmlite.binding as llvm
+
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(

@@ -20,7 +20,7 @@ from itertools import pairwise
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, PROT_EXEC, PROT_READ, PROT_WRITE
 from pathlib import Path
 
-from ..engines.calls import lock
+from ..engines.order import in_order
 from ..errors import JITListenerError
 from ..events import Function, JITEventListener, LoadedObject
 from ..objectfile import EM_X86_64
@@ -127,8 +127,8 @@ class Patchpoint:
         self._patch(CALL, None)
 
     def _patch(self, opcode: int, target: int | None) -> None:
-        # Code images copy pages of code and put the copy in their place, with this lock held.
-        with lock:
+        # Code images copy pages of code and put the copy in their place when they hear of code.
+        with in_order():
             if self.freed:
                 raise JITListenerError(f"{self!r}: its code has been freed")
             if self._problem:
