@@ -91,6 +91,7 @@ def test_to_add_after_close_is_an_error(map_file: MapFile, path: Path) -> None:
 
 
 def test_descriptors_are_closed_with_the_object(path: Path) -> None:
+    gc.collect()  # what other tests have left is not to go in between
     before = descriptors()
     for _ in range(3):
         MapFile(path=path).add(CODE, 16, "function")
