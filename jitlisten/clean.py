@@ -12,17 +12,23 @@ import re
 import shutil
 import sys
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
-__all__ = ["clean"]
+__all__ = ["main"]
 
 # jit-PID.dump; NAME-PID-UNIQUE.so; jitted-PID-NUMBER.so, which perf inject writes
 PROCESS = re.compile(r"jit-(\d+)\.dump|.*-(\d+)-[^-]*\.so")
 MOMENT = 60  # seconds in which a new directory may still be empty
 
 
-def clean() -> int:
+def main(arguments: list[str]) -> int:
     """Remove the directories of ended runs, and say how many; gives the exit status."""
+    ArgumentParser(
+        prog="jitlisten clean",
+        description="Remove the files that ended programs have left for perf.",
+        allow_abbrev=False,
+    ).parse_args(arguments)
     parent = Path(os.environ.get("JITDUMPDIR") or Path.home(), ".debug", "jit")
     removed = size = failed = 0
     for directory in parent.glob("jit-listeners-*"):

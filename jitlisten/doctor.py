@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -46,9 +47,9 @@ __all__ = [
     "first_line",
     "images",
     "jitdump",
+    "main",
     "map_file",
     "may_sample_kernel",
-    "report",
     "works",
 ]
 
@@ -93,13 +94,20 @@ class Check:
     remedy: str = ""
 
 
-def report(*, as_json: bool) -> int:
+def main(arguments: list[str]) -> int:
     """Print what works; gives the exit status: 1 where the main job cannot work, else 0."""
+    parser = ArgumentParser(
+        prog="jitlisten doctor",
+        description="Say what works on this machine, and why not.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
+    options = parser.parse_args(arguments)
     if sys.platform != "linux":
         print(f"jitlisten doctor: {sys.platform}: only Linux is known", file=sys.stderr)
         return 1
     checks = list(_checks())
-    if as_json:
+    if options.json:
         result = {"works": works(checks), "checks": [asdict(check) for check in checks]}
         print(json.dumps(result, indent=2))
     else:

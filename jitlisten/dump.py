@@ -8,29 +8,37 @@ from __future__ import annotations
 
 import re
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 from listeners.errors import JITListenerError
 
-from .outside import registered, who
+from .outside import Target, carry_out, chosen_target, target_parser
 
 __all__ = ["main"]
 
 NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 
 
-def main(options: Namespace) -> int:
-    """Write a file for each object that there is, and its path to stdout; gives the status."""
-    directory = Path(options.output)
+def main(arguments: list[str]) -> int:
+    """Write the files that the command line asks for; gives the exit status."""
+    parser = target_parser("dump", "Write JIT'd code as ELF files, and their paths to stdout.")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", default=".", help="where to write; default: here"
+    )
+    options = parser.parse_args(arguments)
+    target = chosen_target(parser, options.pid, options.core)
+    return carry_out("dump", lambda: _dump(target, Path(options.output)))
+
+
+def _dump(target: Target, directory: Path) -> int:
     failed = 0
-    for found in registered(options):
+    for found in target.registered():
         try:
             image, functions = found.obj.image(), found.obj.functions
             name = NOT_IN_NAMES.sub("_", found.obj.name)[:80]
         except JITListenerError as error:
             problem = f"the object of the entry at {found.entry:#x}: {error}"
-            print(f"jitlisten dump: {who(options)}: {problem}", file=sys.stderr)
+            print(f"jitlisten dump: {target}: {problem}", file=sys.stderr)
             failed += 1
             continue
         address = functions[0].address if functions else found.entry

@@ -21,7 +21,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf
@@ -35,7 +34,7 @@ import gdbjit
 from listeners.errors import JITListenerError
 from listeners.events import Function, Section
 
-from .outside import Registered, registered, who
+from .outside import Registered, Target, carry_out, chosen_target, target_parser
 
 __all__ = ["main"]
 
@@ -56,13 +55,36 @@ class Row:
     sections: tuple[Section, ...]
 
 
-def main(options: Namespace) -> int:
-    """Print what there is, once or until the process ends; gives the exit status."""
-    if options.watch is not None:
-        return _watch(options)
-    rows, problem = _read(options)
-    if options.json and (rows or not problem):
-        print(_json(options, rows))
+def main(arguments: list[str]) -> int:
+    """List what the command line asks for; gives the exit status."""
+    parser = target_parser("list", "List JIT'd code by object: engine, functions, sections.")
+    parser.add_argument("--json", action="store_true", help="write JSON, not a table")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        const=1.0,
+        type=_seconds,
+        metavar="SECONDS",
+        help="list it again and again",
+    )
+    options = parser.parse_args(arguments)
+    target = chosen_target(parser, options.pid, options.core)
+    if options.watch is None:
+        return carry_out("list", lambda: _list(target, options.json))
+    return carry_out("list", lambda: _watch(target, options.json, options.watch))
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise ValueError(text)
+    return value
+
+
+def _list(target: Target, as_json: bool) -> int:
+    rows, problem = _read(target)
+    if as_json and (rows or not problem):
+        print(_json(target, rows))
     elif rows:
         _console().print(_table(rows))
     if problem:
@@ -70,28 +92,28 @@ def main(options: Namespace) -> int:
     return 1 if problem else 0
 
 
-def _watch(options: Namespace) -> int:
-    """List what there is every `options.watch` seconds, until it cannot be read any more."""
+def _watch(target: Target, as_json: bool, interval: float) -> int:
+    """List what there is every `interval` seconds, until it cannot be read any more."""
     console = _console()
     seen: dict[tuple[int, tuple[Function, ...]], float] = {}
     with Live(console=console, auto_refresh=False) as live:
         while True:
             now = time.monotonic()
-            rows, problem = _read(options)
+            rows, problem = _read(target)
             if problem and not rows:
                 break
             first = now if seen else -inf
             seen = {key: seen.get(key, first) for row in rows for key in [_key(row)]}
             aged = [replace(row, age=_age(now - seen[_key(row)])) for row in rows]
-            if options.json:
-                print(_json(options, aged), flush=True)
+            if as_json:
+                print(_json(target, aged), flush=True)
             elif console.is_terminal:
                 newest = _table(aged[-console.height :])  # the rest is not on the screen
                 newest.caption = _caption(aged)
                 live.update(newest, refresh=True)
             else:
                 console.print(_table(aged))
-            time.sleep(options.watch)
+            time.sleep(interval)
     print(f"jitlisten list: {problem}", file=sys.stderr)
     return 1
 
@@ -105,15 +127,15 @@ def _age(seconds: float) -> float | None:
     return None if seconds == inf else round(seconds, 3)
 
 
-def _read(options: Namespace) -> tuple[list[Row], str]:
+def _read(target: Target) -> tuple[list[Row], str]:
     """What there is, and what is wrong with the rest."""
     rows: list[Row] = []
     try:
-        rows += map(_row, registered(options))
+        rows += map(_row, target.registered())
     except gdbjit.GDBJITError as error:
         return rows, str(error)
     unreadable = sum(row.problem is not None for row in rows)
-    return rows, f"{who(options)}: {unreadable} objects cannot be read" if unreadable else ""
+    return rows, f"{target}: {unreadable} objects cannot be read" if unreadable else ""
 
 
 def _row(found: Registered) -> Row:
@@ -130,7 +152,7 @@ def _row(found: Registered) -> Row:
     )  # fmt: skip
 
 
-def _json(options: Namespace, rows: Sequence[Row]) -> str:
+def _json(target: Target, rows: Sequence[Row]) -> str:
     objects = [
         {
             **vars(row),
@@ -142,7 +164,7 @@ def _json(options: Namespace, rows: Sequence[Row]) -> str:
         }
         for row in rows
     ]
-    return json.dumps({"process": options.pid, "core": options.core, "objects": objects})
+    return json.dumps({"process": target.pid, "core": target.core, "objects": objects})
 
 
 def _console() -> Console:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser
 
 from perfmap import write_map
 
-from .outside import registered
+from .outside import Target, carry_out
 
 __all__ = ["main"]
 
 
-def main(options: Namespace) -> int:
-    """Write the names of all functions there are now where perf looks for them; gives the status.
+def main(arguments: list[str]) -> int:
+    """Write the map file that the command line asks for; gives the exit status."""
+    parser = ArgumentParser(
+        prog="jitlisten map",
+        description="Write the names of a process's JIT'd functions where perf looks for them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("pid", type=int, metavar="PID", help="number of the process")
+    options = parser.parse_args(arguments)
+    return carry_out("map", lambda: _map(options.pid))
 
-    The file is only touched when all objects have been read.
-    """
-    functions = [function for found in registered(options) for function in found.obj.functions]
-    path = write_map(options.pid, [(f.address, f.size, f.demangled) for f in functions])
+
+def _map(pid: int) -> int:
+    # The file is only touched when all objects have been read.
+    registered = Target(pid, None).registered()
+    functions = [function for found in registered for function in found.obj.functions]
+    path = write_map(pid, [(f.address, f.size, f.demangled) for f in functions])
     print(f"{len(functions)} functions in {path}")
     return 0

@@ -1,5 +1,5 @@
 """JIT'd code of a process we did not start, or of a core file: what `list`, `map`, `dump` and
-`symbolize` look at.
+`symbolize` look at, and `stackmap`.
 
 It is read from the lists that engines keep for debuggers. The process is neither stopped nor
 changed, and llvmlite is not needed here.
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import gdbjit
@@ -21,9 +20,7 @@ from listeners.events import LoadedObject
 from listeners.symfile import registered_object
 from perfmap import PerfMapError
 
-__all__ = ["Registered", "look", "registered", "who"]
-
-MODULES = {"list": ".listing", "map": ".mapping"}  # list.py would hide Python's own in the package
+__all__ = ["Registered", "Target", "carry_out", "chosen_target", "target_parser"]
 
 
 @dataclass(frozen=True)
@@ -44,53 +41,64 @@ class Registered:
         return Path(self.library).name
 
 
-def look(parser: ArgumentParser, options: Namespace) -> int:
-    """Do what the command line asks for; gives the exit status."""
-    if options.command == "symbolize":
-        try:
-            options.pid = int(options.words.pop(0)) if options.words and not options.core else None
-            options.addresses = {word: int(word, 16) for word in options.words}
-        except ValueError as error:
-            parser.error(f"symbolize: {error}")
-    if (options.pid is None) == (options.core is None):
-        parser.error(f"{options.command}: give the number of a process, or --core FILE")
-    work = import_module(MODULES.get(options.command, f".{options.command}"), __package__)
+@dataclass(frozen=True)
+class Target:
+    """What is looked at: the process `pid`, or else the file `core`."""
+
+    pid: int | None
+    core: str | None
+
+    def __str__(self) -> str:
+        return f"process {self.pid}" if self.core is None else f"core file {self.core!r}"
+
+    def registered(self) -> Iterator[Registered]:
+        """What all engines there have registered, in load order of the engines, oldest first.
+
+        Raises GDBJITError if it cannot be read, or if there is nothing to read.
+        """
+        descriptors = gdbjit.descriptors(self.pid, core=self.core)
+        if not descriptors:
+            raise gdbjit.GDBJITError(
+                f"{self}: no JIT: no file loaded there has the symbol __jit_debug_descriptor"
+            )
+        count = 0
+        for descriptor in descriptors:
+            for entry, image in descriptor.images():
+                count += 1
+                obj = registered_object(descriptor, image)
+                yield Registered(descriptor.library, entry.address, entry.size, obj)
+        if not count:
+            engines = ", ".join(Path(descriptor.library).name for descriptor in descriptors)
+            raise gdbjit.GDBJITError(f"{self}: no JIT'd code now: {engines} has no object")
+
+
+def target_parser(command: str, description: str) -> ArgumentParser:
+    """A command line with a target; `chosen_target` tells which."""
+    parser = ArgumentParser(
+        prog=f"jitlisten {command}", description=description, allow_abbrev=False
+    )
+    parser.add_argument("pid", nargs="?", type=int, metavar="PID", help="number of a process")
+    parser.add_argument("--core", metavar="FILE", help="a core file, not a process")
+    return parser
+
+
+def chosen_target(parser: ArgumentParser, pid: int | None, core: str | None) -> Target:
+    """The one that the command line names; ends the command if it is not exactly one."""
+    if (pid is None) == (core is None):
+        parser.error("give the number of a process, or --core FILE")
+    return Target(pid, core)
+
+
+def carry_out(command: str, work: Callable[[], int]) -> int:
+    """Do what was asked for; gives the exit status: that of `work`, or 1 with a line on stderr."""
     try:
-        status: int = work.main(options)
+        status = work()
         sys.stdout.flush()
         return status
     except (gdbjit.GDBJITError, JITListenerError, PerfMapError) as error:
-        print(f"jitlisten {options.command}: {error}", file=sys.stderr)
+        print(f"jitlisten {command}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # who reads has seen enough, and Python is not to try again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
-
-
-def who(options: Namespace) -> str:
-    """What the user has asked to look at."""
-    return f"core file {options.core!r}" if options.core else f"process {options.pid}"
-
-
-def registered(options: Namespace) -> Iterator[Registered]:
-    """What all engines there have registered, in load order of the engines, oldest first.
-
-    Raises GDBJITError if it cannot be read, or if there is nothing to read.
-    """
-    descriptors = (
-        gdbjit.descriptors(core=options.core) if options.core else gdbjit.descriptors(options.pid)
-    )
-    if not descriptors:
-        raise gdbjit.GDBJITError(
-            f"{who(options)}: no JIT: no file loaded there has the symbol __jit_debug_descriptor"
-        )
-    count = 0
-    for descriptor in descriptors:
-        for entry, image in descriptor.images():
-            count += 1
-            obj = registered_object(descriptor, image)
-            yield Registered(descriptor.library, entry.address, entry.size, obj)
-    if not count:
-        engines = ", ".join(Path(descriptor.library).name for descriptor in descriptors)
-        raise gdbjit.GDBJITError(f"{who(options)}: no JIT'd code now: {engines} has no object")

@@ -29,7 +29,7 @@ from . import doctor
 from .perftool import perf_tool
 from .run import NOT_EXECUTABLE, NOT_FOUND, become, listening
 
-__all__ = ["record"]
+__all__ = ["main"]
 
 USAGE = "jitlisten record [-h] [PERF_OPTION ...] -- PROGRAM [ARGUMENT ...]"
 TIMEOUT = 60  # seconds, for perf to begin
@@ -57,7 +57,7 @@ FROM_KERNEL = 0x80  # SI_KERNEL of asm-generic/siginfo.h: the terminal's signals
 PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 
 
-def record(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Record the program that `arguments`, those after `jitlisten record`, ask for.
 
     Gives the program's exit status; if there is no recording and it succeeded, 1. A signal that

@@ -18,7 +18,7 @@ from argparse import ArgumentParser
 
 from .startup import TRACE_VARIABLE, VARIABLE
 
-__all__ = ["become", "listening", "run"]
+__all__ = ["become", "listening", "main"]
 
 PYTHONPATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pythonpath")
 """A directory that holds a sitecustomize module and nothing else."""
@@ -28,7 +28,7 @@ PYTHONPATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pythonpat
 NOT_EXECUTABLE, NOT_FOUND, FAILED = 126, 127, 125
 
 
-def run(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Become the program that `arguments`, those after `jitlisten run`, ask for.
 
     Returns only if that cannot be executed: 127 if there is none, else 126; 125 if the file of a

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -38,7 +39,9 @@ from listeners.safepoints.stackmap import Location
 from listeners.safepoints.statepoint import Slot
 from listeners.safepoints.tables import ObjectTables
 
-__all__ = ["RecordingObject", "show", "stackmap"]
+from .outside import Target, carry_out
+
+__all__ = ["RecordingObject", "main", "show"]
 
 Json = dict[str, Any]
 FIRST_ADDRESS = 0x10000  # of what is not loaded: low, since .note.gc has addresses of 32 bits
@@ -54,13 +57,40 @@ class RecordingObject(NamedTuple):
     """The load addresses of its sections by index; None if it is not loaded."""
 
 
-def stackmap(path: str, *, as_json: bool) -> int:
-    """Show what an object file records; gives the exit status."""
+def main(arguments: list[str]) -> int:
+    """Show the tables that the command line asks for; gives the exit status."""
+    parser = ArgumentParser(
+        prog="jitlisten stackmap",
+        description="Show what objects record of call sites, roots, faults and exceptions.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "what",
+        metavar="FILE|PID",
+        help="an object file, as compilers emit it; or the number of a process",
+    )
+    parser.add_argument("--json", action="store_true", help="write JSON instead of tables")
+    options = parser.parse_args(arguments)
+    if options.what.isdecimal() and not Path(options.what).exists():
+        target = Target(int(options.what), None)
+        return carry_out("stackmap", lambda: show(_from_process(target), as_json=options.json))
+    return carry_out("stackmap", lambda: show(_from_file(options.what), as_json=options.json))
+
+
+def _from_file(path: str) -> list[RecordingObject]:
     try:
-        return show([RecordingObject(path, Path(path).read_bytes(), None)], as_json=as_json)
+        return [RecordingObject(path, Path(path).read_bytes(), None)]
     except OSError as error:
-        print(f"jitlisten stackmap: {path}: {error.strerror}", file=sys.stderr)
-        return 1
+        raise JITListenerError(f"{path}: {error.strerror}") from error
+
+
+def _from_process(target: Target) -> Iterable[RecordingObject]:
+    for found in target.registered():
+        try:
+            addresses = {section.index: section.address for section in found.obj.sections}
+            yield RecordingObject(found.obj.name, found.obj.elf, addresses)
+        except JITListenerError as error:
+            raise JITListenerError(f"{target}: the object at {found.entry:#x}: {error}") from error
 
 
 def show(objects: Iterable[RecordingObject], *, as_json: bool) -> int:

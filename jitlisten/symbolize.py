@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentParser
 from bisect import bisect_right
 
 import gdbjit
 from listeners.errors import JITListenerError
 from listeners.events import Function, LoadedObject
 
-from .outside import registered
+from .outside import Target, carry_out, chosen_target
 
 __all__ = ["main"]
 
@@ -25,12 +25,37 @@ ADDRESS = re.compile(r"(?<![\w.])(?:0[xX])?([0-9a-fA-F]{6,16})(?![\w.])")
 PAUSE = 1.0  # seconds at least between two looks at a running process
 
 
-def main(options: Namespace) -> int:
-    """Print what is at the addresses, or what they are in stdin; gives the exit status."""
-    code = _Code(options)
-    for word, address in options.addresses.items():
+def main(arguments: list[str]) -> int:
+    """Explain the addresses of the command line or of stdin; gives the exit status."""
+    parser = ArgumentParser(
+        prog="jitlisten symbolize",
+        usage="jitlisten symbolize [-h] (PID | --core FILE) [ADDRESS ...]",
+        description="Say what function and line of JIT'd code addresses are in.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--core", metavar="FILE", help="a core file, not a process")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="ADDRESS",
+        help="a hexadecimal number; without any, those in the text on stdin are explained",
+    )
+    options = parser.parse_args(arguments)
+    words = options.words
+    try:
+        pid = int(words.pop(0)) if words and not options.core else None
+        addresses = {word: int(word, 16) for word in words}
+    except ValueError as error:
+        parser.error(str(error))
+    target = chosen_target(parser, pid, options.core)
+    return carry_out("symbolize", lambda: _symbolize(target, addresses))
+
+
+def _symbolize(target: Target, addresses: dict[str, int]) -> int:
+    code = _Code(target)
+    for word, address in addresses.items():
         print(word, code.place(address) or "??")
-    if not options.addresses:
+    if not addresses:
         for line in sys.stdin:
             sys.stdout.write(ADDRESS.sub(code.explained, line))
             sys.stdout.flush()
@@ -40,14 +65,14 @@ def main(options: Namespace) -> int:
 class _Code:
     """The functions of a process or core; of a process that runs, read again for new addresses."""
 
-    def __init__(self, options: Namespace) -> None:
-        self._options = options
+    def __init__(self, target: Target) -> None:
+        self._target = target
         self._read()
 
     def _read(self) -> None:
         found = [
             (function.address, function, entry.obj)
-            for entry in registered(self._options)
+            for entry in self._target.registered()
             for function in entry.obj.functions
         ]
         self._functions = sorted(found, key=lambda each: each[0])

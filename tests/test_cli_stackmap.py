@@ -3,7 +3,9 @@
 import json
 import random
 import re
+import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import faults
 import pytest
@@ -157,3 +159,41 @@ def test_objects_with_changed_bytes_are_shown_or_refused(capsys):
         refused += show([RecordingObject("x", bytes(elf), None)], as_json=True)
     capsys.readouterr()
     assert 50 < refused < 550
+
+
+LOADED = """
+import sys
+from pathlib import Path
+from subprocess import PIPE, Popen
+import llvmlite.binding as llvm
+llvm.initialize_native_target()
+llvm.initialize_native_asmprinter()
+machine = llvm.Target.from_default_triple().create_target_machine()
+nothing = llvm.parse_assembly("")
+engine = llvm.create_mcjit_compiler(nothing, machine)
+engine.remove_module(nothing)
+engine.add_object_file(llvm.ObjectFileRef.from_data(Path(sys.argv[1]).read_bytes()))
+engine.add_global_mapping(llvm.parse_assembly("declare void @safepoint()").get_function(
+    "safepoint"), 4096)
+engine.finalize_object()
+print(engine.get_function_address("f0"), flush=True)
+input()
+"""
+
+
+def test_what_a_process_has_loaded_is_shown_at_its_addresses(tmp_path, capsys):
+    path = written(tmp_path, compiled(chain(0, depth=1)))
+    (file,) = json.loads(shown(capsys, path, "--json"))["objects"]
+    command = sys.executable, "-c", LOADED, path
+    with Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        start = int(process.stdout.readline())
+        (loaded,) = json.loads(shown(capsys, str(process.pid), "--json"))["objects"]
+        process.communicate("\n")
+    addresses = [safepoint.pop("address") for safepoint in loaded["safepoints"]]
+    for safepoint in file["safepoints"]:
+        assert safepoint.pop("address") is None
+    assert loaded["safepoints"] == file["safepoints"]
+    assert addresses[0] == start + file["safepoints"][0]["offset"]
+    assert jitlisten.main(["stackmap", str(process.pid)]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"jitlisten stackmap: .*{process.pid}.*\n", error)

@@ -18,12 +18,12 @@ from .locations import Locator
 from .profile import Profile, collect
 from .samples import read_samples
 
-__all__ = ["report"]
+__all__ = ["main"]
 
 FORMATS = ("collapsed", "speedscope", "firefox")
 
 
-def report(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Show what the command line `arguments`, those after `jitlisten report`, ask for.
 
     Gives the exit status: 1 if something is wrong, even if the rest could be shown.
