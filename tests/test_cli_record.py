@@ -12,13 +12,14 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from denied import deny
 from perftools import Recording
-from tools import PROGRAMS, run, tool
+from tools import PROGRAMS, heed, run, tool
 
 import jitlisten
 
@@ -210,7 +211,7 @@ def test_after_ctrl_c_the_program_ends_in_its_own_way_and_is_recorded_to_the_end
         env={**os.environ, "JITDUMPDIR": str(app.parent)},
         **dict.fromkeys(("stdin", "stdout", "stderr"), end),
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=lambda: (heed(signal.SIGINT), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
     ) as process:
         os.close(end)
         said = _read_until(terminal, "ready")
@@ -242,6 +243,7 @@ def test_a_signal_is_passed_on_and_leaves_a_profile(number: int, home: Path) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=partial(heed, number),
     ) as process:
         assert process.stdout
         assert process.stderr

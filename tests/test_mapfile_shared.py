@@ -222,8 +222,8 @@ def test_a_collection_in_the_middle_of_a_call_unloads_without_deadlock(
         gc.set_threshold(3, 1, 1)
         try:
             for number in range(1000):
-                Unloaded(map_file, CODE + 64 * number, lock)
                 map_file.add(CODE + 64 * number, 64, f"function_{number}")
+                Unloaded(map_file, CODE + 64 * number, lock)  # collected in one of the next calls
         finally:
             gc.set_threshold(*threshold)
             stop.set()
@@ -235,11 +235,7 @@ def test_a_collection_in_the_middle_of_a_call_unloads_without_deadlock(
         thread.join(30)
         assert not thread.is_alive(), "deadlock"
     gc.collect()
-    left = {f"function_{number}" for number in range(1000)} & set(names(path))
-    for number in range(1000):
-        map_file.remove(CODE + 64 * number)
     assert names(path) == ["held"]
-    assert len(left) < 1000
 
 
 def test_an_error_of_work_done_for_another_call_is_logged(

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,15 @@ def run(*command: str, status: int | None = 0, timeout: float = 120, **options: 
     )
     assert status is None or done.returncode == status, done.stdout
     return done.stdout
+
+
+def heed(number: int) -> None:
+    """In a new process: a signal ends it.
+
+    A shell without job control has its background jobs, tests among them, ignore SIGINT, and nohup
+    has them ignore SIGHUP.
+    """
+    signal.signal(number, signal.SIG_DFL)
 
 
 def gdb(*commands: str, program: tuple[str, ...] = (), pid: int | None = None) -> str:
