@@ -15,6 +15,10 @@ import time
 from argparse import ArgumentParser
 from pathlib import Path
 
+from perfmap.dumpfile import runs_directory
+
+from .outside import carry_out
+
 __all__ = ["main"]
 
 # jit-PID.dump; NAME-PID-UNIQUE.so; jitted-PID-NUMBER.so, which perf inject writes
@@ -29,7 +33,11 @@ def main(arguments: list[str]) -> int:
         description="Remove the files that ended programs have left for perf.",
         allow_abbrev=False,
     ).parse_args(arguments)
-    parent = Path(os.environ.get("JITDUMPDIR") or Path.home(), ".debug", "jit")
+    return carry_out("clean", _clean)
+
+
+def _clean() -> int:
+    parent = runs_directory()
     removed = size = failed = 0
     for directory in parent.glob("jit-listeners-*"):
         try:

@@ -361,8 +361,13 @@ def jitdump() -> Check:
 
 
 def _image_parent() -> Path:
-    """The nearest directory there is of those that hold the images."""
-    path = Path(os.environ.get("JITDUMPDIR") or Path.home(), ".debug", "jit")
+    """The nearest directory there is of those that hold the images.
+
+    Raises PerfMapError if this user has no home.
+    """
+    from perfmap.dumpfile import runs_directory
+
+    path = runs_directory()
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 

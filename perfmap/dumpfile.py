@@ -19,19 +19,34 @@ from pathlib import Path
 from perfmap.errors import PerfMapError
 from perfmap.sharedfile import CLOCK_GRAIN, process_start
 
-__all__ = ["DumpFile", "run_directory"]
+__all__ = ["DumpFile", "run_directory", "runs_directory"]
+
+
+def runs_directory() -> Path:
+    """Where the directories of all runs are, whether or not there are any: `.debug/jit` in
+    $JITDUMPDIR or at home.
+
+    Raises PerfMapError if there is no home.
+    """
+    try:
+        return Path(os.environ.get("JITDUMPDIR") or Path.home(), ".debug", "jit")
+    except RuntimeError:  # no HOME, and a user without a name, as containers have
+        raise PerfMapError(
+            "no place for what perf reads: this user has no home; "
+            "set JITDUMPDIR to a directory that can be written"
+        ) from None
 
 
 def run_directory() -> Path:
-    """A new directory of this run, mode 0700, in `.debug/jit` of $JITDUMPDIR or of home.
+    """A new directory of this run, mode 0700, in `runs_directory()`.
 
     Raises PerfMapError if it cannot be made.
     """
+    parent = runs_directory()
     try:
-        parent = Path(os.environ.get("JITDUMPDIR") or Path.home(), ".debug", "jit")
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=time.strftime("jit-listeners-%Y%m%d."), dir=parent))
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise PerfMapError(
             f"cannot make a directory for this run: {error}; "
             "set JITDUMPDIR to a directory that can be written"

@@ -1,5 +1,6 @@
 """perf outside of a container, as another user, and where /tmp cannot be written."""
 
+import json
 import os
 import subprocess
 import sys
@@ -95,6 +96,27 @@ def test_a_recording_made_inside_a_container_has_it_all(tmp_path: Path) -> None:
         env={**os.environ, "JITDUMPDIR": str(tmp_path), "PYTHONPATH": PATH},
     )
     assert "steps" in Recording(tmp_path / "data").shares()
+
+
+def test_a_user_without_a_home_is_told_where_the_files_cannot_be() -> None:
+    """As in containers that run under a number without a name."""
+    user = ("--reuid=54321", "--regid=54321", "--clear-groups")
+    # The capability is for a Python that only root may read.
+    rights = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+    command = (tool("setpriv"), *user, *rights, sys.executable, "-m", "jitlisten")
+    names = ("HOME", "JITDUMPDIR")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment["PYTHONPATH"] = PATH
+    said = run(*command, "clean", status=1, env=environment)
+    assert said == (
+        "jitlisten clean: no place for what perf reads: this user has no home;"
+        " set JITDUMPDIR to a directory that can be written\n"
+    )
+    checks = json.loads(run(*command, "doctor", "--json", status=None, env=environment))["checks"]
+    found = {check["name"]: check for check in checks}
+    for name in ("images", "jitdump"):
+        assert found[name]["state"] == "warning"
+        assert "no home; set JITDUMPDIR" in found[name]["detail"]
 
 
 @pytest.mark.parametrize("directory", ["", "/proc"], ids=["images", "nothing"])
