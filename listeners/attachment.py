@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import gdbjit
+from gdbjit import GDBJITError
+from perfmap import PerfMapError
 
 from .engines.arrival import hear_llvmlite
 from .errors import JITListenerError
@@ -145,8 +147,8 @@ class Attachment:
             start = monotonic_ns() if call else 0
             try:
                 listener.notify_object_loaded(obj)
-            except Exception:
-                self._report(listener, "notify_object_loaded", obj)
+            except Exception as error:
+                self._report(listener, "notify_object_loaded", obj, error)
             if call:
                 call.note(listener, obj, start)
 
@@ -165,8 +167,8 @@ class Attachment:
         """For the engine: `call`, in which objects came or went, is over."""
         try:
             listener.notify_time_spent(call)
-        except Exception:
-            self._report(listener, "notify_time_spent", call)
+        except Exception as error:
+            self._report(listener, "notify_time_spent", call, error)
 
     def _tell_freeing(
         self, listener: JITEventListener, obj: LoadedObject, call: EngineCall | None
@@ -174,20 +176,25 @@ class Attachment:
         start = monotonic_ns() if call else 0
         try:
             listener.notify_freeing_object(obj)
-        except Exception:
-            self._report(listener, "notify_freeing_object", obj)
+        except Exception as error:
+            self._report(listener, "notify_freeing_object", obj, error)
         if call:
             call.note(listener, obj, start)
 
-    def _report(self, listener: JITEventListener, method: str, argument: object) -> None:
-        """Log the error being handled, the first of each listener."""
+    def _report(
+        self, listener: JITEventListener, method: str, argument: object, error: Exception
+    ) -> None:
+        """Log the error, the first of each listener; those of ours say all without a traceback."""
         if id(listener) not in self._reported:
             self._reported.add(id(listener))
-            logger.exception(
-                "%s.%s failed for %r; this listener's further errors are not reported",
+            logger.error(
+                "%s.%s failed for %r: %s: %s; this listener's further errors are not reported",
                 type(listener).__name__,
                 method,
                 argument,
+                type(error).__name__,
+                error,
+                exc_info=not isinstance(error, JITListenerError | GDBJITError | PerfMapError),
             )
 
 

@@ -156,6 +156,19 @@ def test_a_listener_that_raises_is_reported_once_and_disturbs_nobody(program, ca
     assert len(caplog.records) == 1
     assert "Broken.notify_object_loaded failed for <LoadedObject" in caplog.text
     assert "ZeroDivisionError" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_an_error_of_ours_needs_no_traceback(program, caplog, monkeypatch, tmp_path):
+    monkeypatch.setenv("JITDUMPDIR", f"{tmp_path}/no-directory")
+    (tmp_path / "no-directory").touch()
+    attachment = listeners.attach(program.engine, listeners.JITDump())
+    program.load(function("f"), "f")
+    assert len(attachment.objects) == 1
+    (record,) = caplog.records
+    assert "JITDump.notify_object_loaded failed for <LoadedObject" in record.getMessage()
+    assert "PerfMapError: cannot make a directory for this run" in record.getMessage()
+    assert "Traceback" not in caplog.text
 
 
 def test_an_interrupted_listener_lets_the_others_know_and_the_memory_go(program):
