@@ -35,6 +35,7 @@ from listeners.errors import JITListenerError
 from listeners.events import Function, Section
 
 from .outside import Registered, Target, carry_out, chosen_target, target_parser
+from .printable import printable
 
 __all__ = ["main"]
 
@@ -192,8 +193,9 @@ def _table(rows: Sequence[Row]) -> Table:
             row.engine,
             "\n".join(f"{function.address:#x}" for function in functions),
             "\n".join(f"{function.size}" for function in functions),
-            row.problem or "\n".join(function.demangled for function in functions),
-            "\n".join(section.name for section in row.sections),
+            printable(row.problem or "")
+            or "\n".join(printable(function.demangled) for function in functions),
+            "\n".join(printable(section.name) for section in row.sections),
             "\n".join(f"{section.size}" for section in row.sections),
         ]
         if with_age:

@@ -99,6 +99,8 @@ def carry_out(command: str, work: Callable[[], int]) -> int:
         print(f"jitlisten {command}: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # who reads has seen enough, and Python is not to try again
+    except OSError as error:  # of stdout; Python is not to try again at its end
+        if not isinstance(error, BrokenPipeError):  # who reads has seen enough
+            print(f"jitlisten {command}: cannot write: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

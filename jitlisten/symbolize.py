@@ -7,6 +7,7 @@ six or more digits is taken for an address, with 0x in front or without, as in l
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import time
@@ -18,6 +19,7 @@ from listeners.errors import JITListenerError
 from listeners.events import Function, LoadedObject
 
 from .outside import Target, carry_out, chosen_target
+from .printable import printable
 
 __all__ = ["main"]
 
@@ -42,13 +44,19 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     words = options.words
-    try:
-        pid = int(words.pop(0)) if words and not options.core else None
-        addresses = {word: int(word, 16) for word in words}
-    except ValueError as error:
-        parser.error(str(error))
+    pid = None
+    if words and not options.core:
+        pid = _number(parser, words.pop(0), 10, "number of a process")
+    addresses = {word: _number(parser, word, 16, "hexadecimal number") for word in words}
     target = chosen_target(parser, pid, options.core)
     return carry_out("symbolize", lambda: _symbolize(target, addresses))
+
+
+def _number(parser: ArgumentParser, word: str, base: int, what: str) -> int:
+    try:
+        return int(word, base)
+    except ValueError:
+        parser.error(f"{word!r} is no {what}")
 
 
 def _symbolize(target: Target, addresses: dict[str, int]) -> int:
@@ -56,6 +64,9 @@ def _symbolize(target: Target, addresses: dict[str, int]) -> int:
     for word, address in addresses.items():
         print(word, code.place(address) or "??")
     if not addresses:
+        for stream in (sys.stdin, sys.stdout):  # a log may have bytes of any encoding
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="surrogateescape")
         for line in sys.stdin:
             sys.stdout.write(ADDRESS.sub(code.explained, line))
             sys.stdout.flush()
@@ -85,7 +96,7 @@ class _Code:
             return None
         function, obj = found
         line = _line(obj, address)
-        return f"{function.demangled}+{address - function.address:#x}{line}"
+        return printable(f"{function.demangled}+{address - function.address:#x}{line}")
 
     def explained(self, match: re.Match[str]) -> str:
         """An address of a text, with what is there behind it."""

@@ -230,6 +230,47 @@ def test_llvmlite_is_not_needed(numba: int) -> None:
     assert "steps" in run(sys.executable, "-c", script, str(numba))
 
 
+def test_names_that_would_disturb_a_terminal_are_shown_harmlessly() -> None:
+    with running("names") as process:
+        (found,) = listed(process.pid)
+        assert [each["name"] for each in found["functions"]] == ["one\ntwo", "\x1b[31mred"]
+        table, _ = command("list", process.pid)
+        address = found["functions"][1]["address"]
+        explained, _ = command("symbolize", process.pid, hex(address))
+    assert re.search(r" one\?two ", table)
+    assert re.search(rf" {address:#x} +\d+ +\?\[31mred ", table)
+    assert explained == f"{address:#x} ?[31mred+0x0\n"
+
+
+def test_a_log_of_any_encoding_is_explained(tiny: int) -> None:
+    address = listed(tiny)[0]["functions"][0]["address"]
+    done = subprocess.run(
+        [*COMMAND, "symbolize", str(tiny)],
+        input=b"\xff\xfe %x" % address,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.startswith(b"\xff\xfe %x (steps+0x0" % address)
+
+
+def test_a_full_disk_is_said(tiny: int) -> None:
+    for arguments in (("list", tiny), ("clean",)):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [*COMMAND, *map(str, arguments)],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "JITDUMPDIR": "/proc"},
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 1
+        assert done.stderr == f"jitlisten {arguments[0]}: cannot write: No space left on device\n"
+
+
 # Names for perf
 
 

@@ -569,6 +569,7 @@ def test_what_a_truncated_recording_still_has_is_shown(record, tmp_path):
     data.write_bytes(whole[: len(whole) // 2])
     said = command(data, status=1)
     assert "jitlisten report: " in said
+    assert "no reason" not in said
 
 
 def test_a_name_that_is_not_there_is_answered_with_near_ones(record):

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from listeners.errors import JITListenerError
 
+from ..printable import printable
 from .codefiles import CodeFile, Function, Place, is_code_file, kept, readable
-from .samples import Call, printable
+from .samples import Call
 
 __all__ = ["Frame", "Kind", "Location", "Locator"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from listeners.errors import JITListenerError
 
 from ..perftool import perf_tool
+from ..printable import printable
 
 __all__ = ["Call", "Sample", "parse_samples", "printable", "read_samples"]
 
@@ -26,7 +28,6 @@ FIELDS = "comm,pid,tid,time,period,event,ip,sym,symoff,dso"
 # The call stands there in recordings without call chains. With them, each call has a line.
 HEADER = re.compile(r" *(.*?) +(-?\d+)/(-?\d+) +(\d+)\.(\d{9}): +(\d+) +(\S+): *(.*)", re.DOTALL)
 CALL = re.compile(r"\s*([0-9a-f]+) (?:(.*)\+0x([0-9a-f]+)|\[unknown\]) \((.*)\)\s*", re.DOTALL)
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 LONGEST = 1 << 16  # characters of a call, if its name has newlines
 
 
@@ -89,7 +90,7 @@ def read_samples(path: str | os.PathLike[str]) -> Iterator[Sample]:
             raise
         if perf.wait():
             messages.seek(0)
-            problem = _problem(messages.read().decode("utf-8", "replace"))
+            problem = _problem(messages.read().decode("utf-8", "replace"), perf.returncode)
             raise JITListenerError(f"{path}: perf cannot read it: {problem}")
 
 
@@ -150,12 +151,9 @@ def _call(text: str) -> Call | None:
     return Call(int(address, 16), printable(name or ""), int(offset or "0", 16), printable(dso))
 
 
-def printable(text: str) -> str:
-    """The text with `?` for what a terminal or a file of lines should not get."""
-    return UNPRINTABLE.sub("?", text)
-
-
-def _problem(messages: str) -> str:
+def _problem(messages: str, status: int) -> str:
     """The line of perf's messages that says what is wrong: the last one that is no warning."""
+    if status < 0:  # SIGBUS where a part of the file is missing
+        return f"it ended by {signal.Signals(-status).name}: is the file truncated?"
     lines = [printable(line.strip()) for line in messages.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if not line.startswith("WARNING")), "no reason")

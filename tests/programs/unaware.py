@@ -6,6 +6,7 @@
                                with --nobody, it runs as that user
     unaware.py churn COUNT     COUNT objects that stay, while others come and go; in the end it
                                prints how many a second
+    unaware.py names           functions whose names a terminal should not get
 
 They run until standard input ends.
 """
@@ -98,10 +99,22 @@ def churn(count):
     assert len(staying) == count
 
 
+def names():
+    import llvmlite.binding as llvm
+
+    text = r'define void @"one\0Atwo"() { ret void } define void @"\1B[31mred"() { ret void }'
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(text), machine())
+    engine.finalize_object()
+    print("ready", flush=True)
+    ended.wait()
+
+
 ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
 if sys.argv[1] == "churn":
     churn(int(sys.argv[2]))
+elif sys.argv[1] == "names":
+    names()
 else:
     longest = numba_longest() if sys.argv[1] == "numba" else tiny_longest("--crash" in sys.argv)
     if "--nobody" in sys.argv:
