@@ -86,6 +86,7 @@ def main(arguments: list[str]) -> int:
         there = os.path.lexists(command[0])
         _say(f"cannot run {command[0]!r}: {'Permission denied' if there else 'No such file'}")
         return NOT_EXECUTABLE if there else NOT_FOUND
+    _open_standard_descriptors()
     try:
         return _record(perf_tool(), options, given, output, command)
     except JITListenerError as error:
@@ -93,6 +94,16 @@ def main(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         _die(signal.SIGINT)
+
+
+def _open_standard_descriptors() -> None:
+    """Those that are closed, lest a pipe for perf gets the number of one, which perf loses then.
+
+    The program does without them as before.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def _record(
@@ -379,7 +390,8 @@ def _messages() -> IO[str]:
 
 
 def _say(what: str) -> None:
-    print(f"jitlisten record: {what}", file=sys.stderr)
+    if sys.stderr:  # it may be closed, and stdout is the program's
+        print(f"jitlisten record: {what}", file=sys.stderr)
 
 
 def _die(number: int) -> NoReturn:

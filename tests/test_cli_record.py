@@ -305,6 +305,19 @@ def test_what_cannot_be_done_is_said_before_the_program_runs(
     assert not list(tmp_path.glob("perf.data*"))
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_descriptors_are_no_obstacle(closed: str, app: Path) -> None:
+    """As cron jobs and daemons have them."""
+    output = run(
+        *("sh", "-c", f'exec "$@" {closed}', "sh", *RECORD, "--", sys.executable, str(app)),
+        cwd=app.parent,
+        env={**os.environ, "JITDUMPDIR": str(app.parent)},
+    )
+    (app.parent / "pids").write_text(output)
+    assert re.fullmatch(r"\d+ 442\n" if closed != "<&- >&- 2>&-" else "", output)
+    assert "steps" in Recording(app.parent / "perf.data").shares()
+
+
 @pytest.mark.parametrize("size", ["16k", "400k"])
 def test_a_full_disk_is_said_and_disturbs_the_program_in_nothing(app: Path, size: str) -> None:
     (app.parent / "small").mkdir()
