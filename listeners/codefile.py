@@ -13,6 +13,7 @@ from mmap import PAGESIZE
 from struct import pack
 from typing import NamedTuple
 
+from .demangle import numba_name
 from .ehframe import FDE, frame_header
 from .errors import JITListenerError
 from .image import PF_R, PF_X, PT_GNU_EH_FRAME, PT_LOAD, SEGMENT, Linker
@@ -147,15 +148,29 @@ class _Builder:
 
     def _add_symbols(self, file: ObjectFile, linker: Linker) -> None:
         here = {index for index in linker.code if self._start <= linker.loaded[index] < self._end}
-        strings = len(self._strings)
+        start = len(self._strings)
+        strings = file.symbol_strings + b"\0" if file.symbol_table else b""
+        self._strings += strings
         for (name, info, other, section, _, size), value in zip(
             file.symbols, linker.values, strict=True
         ):
             if section in here and value is not None and info & 0xF != STT_SECTION:
+                written = self._written(strings[name : strings.find(b"\0", name)])
+                offset = start + name if written is None else written
                 symbols = self._local if info < 0x10 else self._global
-                symbols.append((strings + name, info, other, TEXT, value, size))
-        if file.symbol_table:
-            self._strings += file.symbol_strings + b"\0"
+                symbols.append((offset, info, other, TEXT, value, size))
+
+    def _written(self, name: bytes) -> int | None:
+        """Where the string table has what Numba's user calls a function; None for other names.
+
+        Tools demangle names of C++ themselves, and would take what Numba has mangled for that.
+        """
+        written = numba_name(name.decode("utf-8", "surrogateescape")) if b"_Z" in name else None
+        if written is None:
+            return None
+        offset = len(self._strings)
+        self._strings += written.encode("utf-8", "surrogateescape") + b"\0"
+        return offset
 
     def file(self, pages: bytes) -> CodeFile:
         """The file: a page of headers and the build-id, the code, the frames, all else."""

@@ -29,8 +29,8 @@ import numpy
 print(mean(twice(numpy.arange(5.0))))
 if "JITLISTEN" in os.environ:
     names = [entry.name for entry in perfmap.read_map(f"/tmp/perf-{os.getpid()}.map")]
-    assert any("__main__::mean" in name for name in names), names
-    assert any("__main__::twice" in name for name in names), names
+    assert any(name == "__main__.mean(array(float64, 1d, C))" for name in names), names
+    assert any(name == "__main__.twice(float64) [ufunc loop]" for name in names), names
 """
 
 
@@ -61,7 +61,7 @@ import listeners
 attachment = listeners.attach(None, listeners.GDBRegistration(), listeners.PerfMap())
 (compiled,) = [
     function for obj in attachment.objects for function in obj.functions
-    if function.demangled.startswith("__main__::triple")
+    if function.demangled == "__main__.triple(int64)"
 ]
 pointer = triple.overloads[(numba.int64,)].library.get_pointer_to_function(compiled.name)
 assert pointer == compiled.address

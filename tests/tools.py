@@ -11,7 +11,7 @@ import pytest
 
 PACKAGES = {
     "perf": "linux-perf (Ubuntu: linux-tools-generic)",
-    **dict.fromkeys(("as", "ld", "objcopy", "objdump", "readelf", "strip"), "binutils"),
+    **dict.fromkeys(("as", "c++filt", "ld", "objcopy", "objdump", "readelf", "strip"), "binutils"),
     **dict.fromkeys(("setpriv", "unshare"), "util-linux"),
     **dict.fromkeys(("llvm-dwarfdump", "llvm-nm", "llvm-readelf", "llvm-readobj"), "llvm"),
     **dict.fromkeys(("llc-19", "llvm-readobj-19"), "llvm-19"),

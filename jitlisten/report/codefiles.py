@@ -28,13 +28,11 @@ from listeners.objectfile import ET_EXEC
 
 from .samples import printable
 
-__all__ = ["CodeFile", "Function", "Instruction", "Place", "is_code_file", "kept", "readable"]
+__all__ = ["CodeFile", "Function", "Instruction", "Place", "is_code_file", "kept"]
 
 # NAME-PID-UNIQUE.so of CodeImages, jitted-PID-NUMBER.so of perf inject
 IMAGE = re.compile(r".*-\d+-[a-z0-9_]{8}\.so")
 INJECTED = re.compile(r"jitted-\d+-\d+\.so")
-# Numba puts a hash of its options into names, and writes in hexadecimal what C++ has no letter for.
-NOISE = re.compile(r"\[abi:[^]]*\]")
 
 
 class Function(NamedTuple):
@@ -81,7 +79,9 @@ class CodeFile:
             symbols = table.iter_symbols() if table else ()
             self.functions = sorted(
                 (
-                    Function(readable(symbol.name), symbol["st_value"], symbol["st_size"])
+                    Function(
+                        printable(demangle(symbol.name)), symbol["st_value"], symbol["st_size"]
+                    )
                     for symbol in symbols
                     if symbol["st_info"]["type"] == "STT_FUNC"
                 ),
@@ -227,7 +227,7 @@ def _name(die: Any) -> str:
             return _name(die.get_DIE_from_attribute(attribute))
     for attribute in ("DW_AT_linkage_name", "DW_AT_name"):
         if attribute in die.attributes:
-            return readable(die.attributes[attribute].value.decode("utf-8", "replace"))
+            return printable(demangle(die.attributes[attribute].value.decode("utf-8", "replace")))
     return "[unknown]"
 
 
@@ -274,8 +274,3 @@ def _is_absolute(dso: str) -> bool:
             return file.read(18)[16:] == pack("<H", ET_EXEC)
     except OSError:
         return False
-
-
-def readable(name: str) -> str:
-    """The name of a function as a person would write it, and can print it."""
-    return printable(NOISE.sub("", demangle(name)).replace("_3clocals_3e", "<locals>"))

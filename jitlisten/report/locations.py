@@ -10,10 +10,11 @@ import re
 from enum import Enum
 from typing import NamedTuple
 
+from listeners.demangle import demangle
 from listeners.errors import JITListenerError
 
 from ..printable import printable
-from .codefiles import CodeFile, Function, Place, is_code_file, kept, readable
+from .codefiles import CodeFile, Function, Place, is_code_file, kept
 from .samples import Call
 
 __all__ = ["Frame", "Kind", "Location", "Locator"]
@@ -95,7 +96,7 @@ class Locator:
         file = self.code_file(call.dso)
         found = file.find(call.address, call.offset) if file else None
         if not file or not found:
-            frame = Frame(kind, readable(call.name) or "[unknown]", "")
+            frame = Frame(kind, printable(demangle(call.name)) or "[unknown]", "")
             return [Location(frame, frame, call.address, call.dso)]
         function, address = found
         if not is_innermost and address > function.address:
