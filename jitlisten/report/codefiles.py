@@ -26,7 +26,7 @@ from listeners.events import Line
 from listeners.lines import file_names, read_lines
 from listeners.objectfile import ET_EXEC
 
-from .samples import printable
+from ..printable import printable
 
 __all__ = ["CodeFile", "Function", "Instruction", "Place", "is_code_file", "kept"]
 

@@ -21,7 +21,7 @@ from listeners.errors import JITListenerError
 from ..perftool import perf_tool
 from ..printable import printable
 
-__all__ = ["Call", "Sample", "parse_samples", "printable", "read_samples"]
+__all__ = ["Call", "Sample", "parse_samples", "read_samples"]
 
 FIELDS = "comm,pid,tid,time,period,event,ip,sym,symoff,dso"
 # python 28900/28900 12026.312099000:    1001001 cpu-clock: 7f3a40 name+0x1f (/usr/lib/libc.so.6)
