@@ -22,13 +22,10 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from importlib.abc import Loader
+    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
-else:
-    Loader = object
 
 __all__ = ["LISTENERS", "TRACE_VARIABLE", "VARIABLE", "start"]
 
@@ -44,7 +41,6 @@ LISTENERS: dict[str, tuple[str, dict[str, bool | str]]] = {
 }
 """By name in JITLISTEN: a class of `listeners`, and its arguments."""
 
-BINDING = "llvmlite.binding"
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """The directory that our packages are installed in."""
 
@@ -67,65 +63,21 @@ def start() -> None:
         _complain(f"{VARIABLE} names {', '.join(unknown)}; there are {', '.join(LISTENERS)}")
     elif "trace" in names and not os.environ.get(TRACE_VARIABLE):
         _complain(f"{VARIABLE} names trace: set {TRACE_VARIABLE} to the path of its file")
-    elif BINDING in sys.modules:
-        _attach(names)
     elif names:
-        sys.meta_path.insert(0, _Waiting(names))
-
-
-class _Waiting:
-    """A finder that waits until `llvmlite.binding` has been imported, and leaves then.
-
-    A program that imports our `listeners` does that in the middle of it: both have to be done.
-    """
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-        self.under_way = 0
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name not in (BINDING, "listeners") or self not in sys.meta_path:
-            return None
-        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
-            find = getattr(finder, "find_spec", None)
-            spec: ModuleSpec | None = find(name, path, target) if find else None
-            if spec:
-                if spec.loader and (name == BINDING or _is_ours(spec)):
-                    spec.loader = _Watched(spec.loader, self)
-                return spec
-        return None
-
-    def executed(self) -> None:
-        if not self.under_way and BINDING in sys.modules:
-            sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
-            _attach(self._names)
-
-
-class _Watched(Loader):
-    """Stands in for a module's loader until it is asked to execute the module."""
-
-    def __init__(self, loader: Loader, waiting: _Waiting) -> None:
-        self._loader = loader
-        self._waiting = waiting
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self._loader
-        if module.__spec__:
-            module.__spec__.loader = self._loader
-        self._waiting.under_way += 1
         try:
-            self._loader.exec_module(module)
-        finally:
-            self._waiting.under_way -= 1
-        self._waiting.executed()
+            _after_import("llvmlite.binding", lambda: _attach(names))
+        except OSError as error:  # half uninstalled
+            _complain(f"{error}")
+
+
+def _after_import(name: str, action: Callable[[], None]) -> None:
+    """That of `listeners.engines.importing`, from a file that stands alone."""
+    from importlib.machinery import SourceFileLoader
+
+    path = os.path.join(ROOT, "listeners", "engines", "importing.py")
+    module = type(sys)("jitlisten.importing")
+    SourceFileLoader(module.__name__, path).exec_module(module)
+    module.after_import(name, action)
 
 
 def _attach(names: Sequence[str]) -> None:
