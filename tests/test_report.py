@@ -584,6 +584,10 @@ def test_output_that_cannot_be_written(record, tmp_path):
     data = record("images", "collatz", "mcjit")
     for options in (("--format", "collapsed", "-o"), ("--svg",)):
         assert "cannot write" in error(data, *options, str(tmp_path / "missing" / "file"))
+    for options in ((), ("--format", "collapsed")):
+        arguments = (sys.executable, "-m", "jitlisten", "report", *options, str(data))
+        said = run("sh", "-c", 'exec "$@" >/dev/full', "sh", *arguments, status=1)
+        assert said == "jitlisten report: cannot write: No space left on device\n"
 
 
 def test_one_of_several_events(tmp_path):

@@ -7,13 +7,13 @@ others are the views.
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from listeners.errors import JITListenerError
 
+from ..outside import carry_out
 from .locations import Locator
 from .profile import Profile, collect
 from .samples import read_samples
@@ -29,6 +29,10 @@ def main(arguments: list[str]) -> int:
     Gives the exit status: 1 if something is wrong, even if the rest could be shown.
     """
     options = _parse(arguments)
+    return carry_out("report", lambda: _report(options))
+
+
+def _report(options: Namespace) -> int:
     locator = Locator()
     profiles: dict[str, Profile] = {}
     problems: list[str] = []
@@ -43,9 +47,6 @@ def main(arguments: list[str]) -> int:
         sys.stdout.flush()
     except JITListenerError as error:
         problems.append(str(error))
-    except BrokenPipeError:  # by `| head`; Python writes once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     if locator.missing:
         files = "; ".join(locator.missing[:3]) + ("; …" if len(locator.missing) > 3 else "")
         problems.append(f"there are no lines of JIT code whose files are gone: {files}")
