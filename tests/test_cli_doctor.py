@@ -6,26 +6,17 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from denied import deny, libc
-from tools import run, tool
-
-import jitlisten
+from tools import JITLISTEN, run, tool
 
 pytestmark = pytest.mark.tools
 
-ROOT = Path(jitlisten.__file__).parents[1]
-DOCTOR = [
-    sys.executable,
-    "-c",
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jitlisten import main; sys.exit(main())",
-    "doctor",
-]
+DOCTOR = [*JITLISTEN, "doctor"]
 NAMES = [
     *("gdb", "lldb", "ptrace", "perf", "perf_event_paranoid", "perf_record", "counters"),
     *("llvmlite", "descriptor", "numba", "tmp", "images", "jitdump"),

@@ -19,19 +19,11 @@ from typing import Any
 import pytest
 from denied import deny
 from perftools import Recording
-from tools import PROGRAMS, heed, run, tool
-
-import jitlisten
+from tools import JITLISTEN, PROGRAMS, heed, run, tool
 
 pytestmark = pytest.mark.tools
 
-ROOT = Path(jitlisten.__file__).parents[1]
-RECORD = [
-    sys.executable,
-    "-c",
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jitlisten import main; sys.exit(main())",
-    "record",
-]
+RECORD = [*JITLISTEN, "record"]
 COLLATZ = f"""
 import os, sys
 sys.path[:0] = [{str(PROGRAMS)!r}]

@@ -14,19 +14,14 @@ from pathlib import Path
 
 import llvmlite
 import pytest
-from tools import gdb, heed
+from tools import JITLISTEN, gdb, heed
 
 import jitlisten
 from perfmap import read_jitdump
 from perfmap.jitdump import CodeLoad
 
 ROOT = Path(jitlisten.__file__).parents[1]
-COMMAND = [
-    sys.executable,
-    "-c",
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jitlisten import main; sys.exit(main())",
-]
-RUN = [*COMMAND, "run"]
+RUN = [*JITLISTEN, "run"]
 
 # What perf names in this process while a function is loaded.
 JITTED = """
@@ -404,7 +399,7 @@ def test_what_a_half_removed_installation_leaves_is_silent(tmp_path: Path, forei
 
 
 def test_run_loads_neither_llvmlite_nor_rich() -> None:
-    outcome = execute(COMMAND[0], "-X", "importtime", *COMMAND[1:], "run", "true")
+    outcome = execute(JITLISTEN[0], "-X", "importtime", *JITLISTEN[1:], "run", "true")
     loaded = {line.rpartition("|")[2].strip() for line in outcome.stderr.splitlines()}
     assert "jitlisten.startup" in loaded  # by jitlisten.run
     assert not loaded & {"llvmlite", "listeners", "rich", "gdbjit", "perfmap", "ctypes"}
@@ -412,7 +407,7 @@ def test_run_loads_neither_llvmlite_nor_rich() -> None:
 
 def test_the_command_alone_shows_its_subcommands() -> None:
     for command in (
-        COMMAND,
+        JITLISTEN,
         [sys.executable, "-m", "jitlisten"],
         [sys.executable, "-m", "listeners"],
     ):

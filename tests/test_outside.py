@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from targets import line, target
 from test_descriptors_of_programs import program_of_i386
-from tools import PROGRAMS, gdb, perf_symbols, run, tool
+from tools import JITLISTEN, PROGRAMS, gdb, perf_symbols, run, tool
 
 import gdbjit
 import jitlisten
@@ -30,12 +30,6 @@ from perfmap import read_map
 
 pytestmark = pytest.mark.tools
 
-COMMAND = [
-    sys.executable,
-    "-c",
-    f"import sys; sys.path.insert(0, {str(Path(jitlisten.__file__).parents[1])!r});"
-    " from jitlisten import main; sys.exit(main())",
-]
 NOBODY = 65534
 
 
@@ -44,7 +38,7 @@ def command(
 ) -> tuple[str, str]:
     """What the command prints on stdout and stderr."""
     done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [*JITLISTEN, *map(str, arguments)],
         input=text,
         capture_output=True,
         text=True,
@@ -163,7 +157,7 @@ say("more"); wait()
     with target(script) as process:
         assert line(process) == "ready"
         watching = subprocess.Popen(
-            [*COMMAND, "list", str(process.pid), "--json", "--watch", "0.05"],
+            [*JITLISTEN, "list", str(process.pid), "--json", "--watch", "0.05"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -218,7 +212,7 @@ def test_what_was_not_meant_is_explained(
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tiny: int) -> None:
-    quoted = shlex.join(COMMAND)
+    quoted = shlex.join(JITLISTEN)
     assert "Traceback" not in run("sh", "-c", f"{quoted} list {tiny} --watch 0.01 --json | head -1")
 
 
@@ -245,7 +239,7 @@ def test_names_that_would_disturb_a_terminal_are_shown_harmlessly() -> None:
 def test_a_log_of_any_encoding_is_explained(tiny: int) -> None:
     address = listed(tiny)[0]["functions"][0]["address"]
     done = subprocess.run(
-        [*COMMAND, "symbolize", str(tiny)],
+        [*JITLISTEN, "symbolize", str(tiny)],
         input=b"\xff\xfe %x" % address,
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
         capture_output=True,
@@ -259,7 +253,7 @@ def test_a_full_disk_is_said(tiny: int) -> None:
     for arguments in (("list", tiny), ("clean",)):
         with open("/dev/full", "w") as full:
             done = subprocess.run(
-                [*COMMAND, *map(str, arguments)],
+                [*JITLISTEN, *map(str, arguments)],
                 stdout=full,
                 stderr=subprocess.PIPE,
                 env={**os.environ, "JITDUMPDIR": "/proc"},
@@ -402,7 +396,7 @@ def test_symbolize_explains_a_log_and_keeps_its_text(tiny: int) -> None:
 def test_symbolize_knows_what_came_while_it_reads(tmp_path: Path) -> None:
     with running("churn", "1") as process:
         reading = subprocess.Popen(
-            [*COMMAND, "symbolize", str(process.pid)],
+            [*JITLISTEN, "symbolize", str(process.pid)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -600,7 +594,7 @@ say("ready"); wait()
         assert line(process) == "ready"
         start = time.monotonic()
         done = subprocess.run(
-            [*COMMAND, "list", str(process.pid)], capture_output=True, text=True, check=False
+            [*JITLISTEN, "list", str(process.pid)], capture_output=True, text=True, check=False
         )
         assert time.monotonic() - start < 10
         assert done.returncode == 1

@@ -17,6 +17,13 @@ PACKAGES = {
     **dict.fromkeys(("llc-19", "llvm-readobj-19"), "llvm-19"),
 }
 PROGRAMS = Path(__file__).with_name("programs")
+JITLISTEN = [
+    sys.executable,
+    "-c",
+    f"import sys; sys.path.insert(0, {str(PROGRAMS.parents[1])!r});"
+    " from jitlisten import main; sys.exit(main())",
+]
+"""The command of this checkout, wherever it is run."""
 
 
 def tool(name: str) -> str:
