@@ -1,5 +1,6 @@
 """Whole programs of others, unchanged, under `jitlisten run`."""
 
+import os
 import re
 import subprocess
 import sys
@@ -42,6 +43,47 @@ def test_a_numba_program():
 def test_llvmlites_own_tests():
     tests = (sys.executable, "-m", "llvmlite.tests")
     assert outcome(run(*LISTENING, *tests, timeout=280)) == outcome(run(*tests, timeout=280))
+
+
+NUMBAS_OWN = """
+    test_alignment test_cfunc.TestCFunc test_cfunc.TestCffiStruct test_closure.TestClosure
+    test_codegen test_dispatcher.TestDispatcher test_dispatcher.TestDispatcherMethods
+    test_dispatcher.TestSignatureHandling test_dispatcher.TestSignatureHandlingObjectMode
+    test_generators.TestGeneratorWithNRT test_generators.TestNrtNestedGen test_itanium_mangler
+    test_jitclasses.TestJitClass.test_user_getter_setter test_nested_calls test_optional test_range
+    test_recursion test_tuples test_unicode_names npyufunc.test_caching.TestDUfuncCacheTest
+    npyufunc.test_parallel_ufunc_issues.TestParGUfuncIssues
+    npyufunc.test_ufuncbuilding.TestGUfuncBuilding npyufunc.test_ufuncbuilding.TestUfuncBuilding
+    npyufunc.test_ufuncbuilding.TestVectorizeDecor
+"""
+
+
+def test_numbas_own_tests(tmp_path):
+    """Some 200 that are quick, with every listener there is."""
+    trace = tmp_path / "trace.json"
+    ways = ("--gdb", "--perf-map", "--images", "--jitdump", "--trace", str(trace), "--")
+    names = [f"numba.tests.{name}" for name in NUMBAS_OWN.split()]
+    tests = (sys.executable, "-m", "unittest")
+    said = run(
+        *(sys.executable, "-m", "jitlisten", "run", *ways, *tests, *names),
+        env={**os.environ, "JITDUMPDIR": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path)},
+        status=None,
+        timeout=280,
+    )
+    assert int(re.search(r"^Ran (\d+) tests", said, re.MULTILINE)[1]) > 200, said
+    failed = failures(said)
+    if failed:  # a machine may lack what they need
+        assert failed == failures(run(*tests, *failed, status=None)), said
+    assert "errors are not reported" not in said
+    assert trace.stat().st_size
+    assert list(tmp_path.rglob("jit-*.dump"))
+    assert list(tmp_path.rglob("jit-listeners-*/*.so"))
+
+
+def failures(said: str) -> list[str]:
+    """The tests that have failed; Python 3.10 has their names only in front of their classes."""
+    found = re.findall(r"^(?:FAIL|ERROR): (\w+) \(([\w.]+)\)", said, re.MULTILINE)
+    return [f"{where.removesuffix(f'.{name}')}.{name}" for name, where in found]
 
 
 def outcome(said: str) -> str:
