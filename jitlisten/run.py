@@ -59,12 +59,13 @@ def main(arguments: list[str]) -> int:
         help="write a timeline of loads and unloads, for ui.perfetto.dev and chrome://tracing",
     )
     given = vars(parser.parse_args(options))
-    chosen = [name for name, value in given.items() if value]
+    chosen = [name for name, value in given.items() if value not in (False, None)]
     if not command:
         parser.error("no program is given")
 
     environment = listening([name.replace("_", "-") for name in chosen or ["gdb", "perf-map"]])
-    if trace := given["trace"]:
+    trace = given["trace"]
+    if trace is not None:
         environment[TRACE_VARIABLE] = os.path.abspath(trace)
         try:
             _empty(trace)

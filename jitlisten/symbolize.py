@@ -67,7 +67,7 @@ def _symbolize(target: Target, addresses: dict[str, int]) -> int:
         for stream in (sys.stdin, sys.stdout):  # a log may have bytes of any encoding
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="surrogateescape")
-        for line in sys.stdin:
+        for line in sys.stdin or ():  # it may be closed
             sys.stdout.write(ADDRESS.sub(code.explained, line))
             sys.stdout.flush()
     return 0

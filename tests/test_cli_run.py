@@ -340,9 +340,10 @@ def test_an_import_of_llvmlite_that_fails_may_be_tried_again(home: Path, foreign
         (["--", "/nowhere/x"], 127, "cannot run '/nowhere/x': No such file"),
         (["/etc/passwd"], 126, "cannot run '/etc/passwd': Permission denied"),
         (["/"], 126, "cannot run '/': Permission denied"),
+        (["--trace", "", "--", "true"], 125, "cannot write '': No such file"),
     ],
 )
-def test_a_command_that_cannot_be_run_is_one_line_and_a_shells_status(
+def test_what_cannot_be_run_or_written_is_one_line_and_a_shells_status(
     arguments: list[str], status: int, said: str
 ) -> None:
     outcome = execute(*RUN, *arguments)

@@ -247,6 +247,7 @@ def test_a_log_of_any_encoding_is_explained(tiny: int) -> None:
         check=True,
     )
     assert done.stdout.startswith(b"\xff\xfe %x (steps+0x0" % address)
+    assert run("sh", "-c", f"{shlex.join(JITLISTEN)} symbolize {tiny} <&-") == ""
 
 
 def test_a_full_disk_is_said(tiny: int) -> None:

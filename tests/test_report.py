@@ -583,7 +583,8 @@ def test_a_name_that_is_not_there_is_answered_with_near_ones(record):
 def test_output_that_cannot_be_written(record, tmp_path):
     data = record("images", "collatz", "mcjit")
     for options in (("--format", "collapsed", "-o"), ("--svg",)):
-        assert "cannot write" in error(data, *options, str(tmp_path / "missing" / "file"))
+        for path in (str(tmp_path / "missing" / "file"), ""):
+            assert "cannot write" in error(data, *options, path)
     for options in ((), ("--format", "collapsed")):
         arguments = (sys.executable, "-m", "jitlisten", "report", *options, str(data))
         said = run("sh", "-c", 'exec "$@" >/dev/full', "sh", *arguments, status=1)

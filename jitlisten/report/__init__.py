@@ -76,7 +76,7 @@ def _parse(arguments: list[str]) -> Namespace:
     views.add_argument("--svg", metavar="FILE", help="write a flame graph for any browser")
     parser.add_argument("-o", "--output", metavar="FILE", help="where --format writes to")
     options = parser.parse_args(arguments)
-    if options.output and not options.format:
+    if options.output is not None and not options.format:
         parser.error("-o goes with --format")
     return options
 
@@ -94,7 +94,7 @@ def _chosen(profiles: dict[str, Profile], options: Namespace) -> Profile:
 
 
 def _show(profile: Profile, locator: Locator, options: Namespace) -> None:
-    if options.svg:
+    if options.svg is not None:
         from .flamegraph import flame_graph
 
         return _write(flame_graph(profile), options.svg)
@@ -102,11 +102,11 @@ def _show(profile: Profile, locator: Locator, options: Namespace) -> None:
         from . import formats
 
         text = getattr(formats, options.format)(profile)
-        if options.output:
+        if options.output is not None:
             return _write(text, options.output)
         sys.stdout.write(text)
         return None
-    if options.annotate:
+    if options.annotate is not None:
         from .annotate import show_source
 
         return show_source(profile, options.annotate, locator)
