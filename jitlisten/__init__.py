@@ -37,11 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments and arguments[0] in COMMANDS:
-        from importlib import import_module
-
-        module = import_module(f".{COMMANDS[arguments[0]][0]}", __package__)
-        status: int = module.main(arguments[1:])
-        return status
+        return _run(COMMANDS[arguments[0]][0], arguments[1:])
 
     from argparse import ArgumentParser
 
@@ -60,3 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         parser.print_help()
     return 0
+
+
+def _run(module: str, arguments: list[str]) -> int:
+    import os
+    from importlib import import_module
+
+    if sys.stderr is None:  # closed: what is said goes nowhere, and not to stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    try:
+        status: int = import_module(f".{module}", __package__).main(arguments)
+    except KeyboardInterrupt:
+        return 130  # as of a program that SIGINT has ended
+    return status

@@ -35,6 +35,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .outside import carry_out
+
 if TYPE_CHECKING:
     import llvmlite.binding as llvm
 
@@ -103,11 +105,15 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
     options = parser.parse_args(arguments)
+    return carry_out("doctor", lambda: _show(options.json))
+
+
+def _show(as_json: bool) -> int:
     if sys.platform != "linux":
         print(f"jitlisten doctor: {sys.platform}: only Linux is known", file=sys.stderr)
         return 1
     checks = list(_checks())
-    if options.json:
+    if as_json:
         result = {"works": works(checks), "checks": [asdict(check) for check in checks]}
         print(json.dumps(result, indent=2))
     else:

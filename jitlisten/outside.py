@@ -7,6 +7,7 @@ changed, and llvmlite is not needed here.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from argparse import ArgumentParser
@@ -91,14 +92,14 @@ def chosen_target(parser: ArgumentParser, pid: int | None, core: str | None) -> 
 
 def carry_out(command: str, work: Callable[[], int]) -> int:
     """Do what was asked for; gives the exit status: that of `work`, or 1 with a line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may not have all that is shown
+        sys.stdout.reconfigure(errors="replace")
     try:
         status = work()
         sys.stdout.flush()
         return status
     except (gdbjit.GDBJITError, JITListenerError, PerfMapError) as error:
         print(f"jitlisten {command}: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        return 130
     except OSError as error:  # of stdout; Python is not to try again at its end
         if not isinstance(error, BrokenPipeError):  # who reads has seen enough
             print(f"jitlisten {command}: cannot write: {error.strerror}", file=sys.stderr)

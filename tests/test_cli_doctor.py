@@ -71,6 +71,12 @@ def test_the_table_can_be_read_in_a_pipe() -> None:
     assert "gdb or lldb stops in JIT'd code, and perf names it." in table
 
 
+def test_an_output_without_our_characters_or_without_room_is_no_crash() -> None:
+    assert "| gdb " in run(*DOCTOR, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    said = run("sh", "-c", 'exec "$@" >/dev/full', "sh", *DOCTOR, status=1)
+    assert said == "jitlisten doctor: cannot write: No space left on device\n"
+
+
 def test_one_debugger_is_enough(programs: Path) -> None:
     (programs / "gdb").unlink()
     checks = doctor(PATH=str(programs))

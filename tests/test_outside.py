@@ -266,6 +266,10 @@ def test_a_full_disk_is_said(tiny: int) -> None:
         assert done.stderr == f"jitlisten {arguments[0]}: cannot write: No space left on device\n"
 
 
+def test_errors_stay_out_of_the_output_where_stderr_is_closed() -> None:
+    assert run("sh", "-c", 'exec "$@" 2>&-', "sh", *JITLISTEN, "list", "99999999", status=1) == ""
+
+
 # Names for perf
 
 
