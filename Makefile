@@ -33,6 +33,7 @@ benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/outside.py
 	$(BIN)/python benchmarks/safepoints.py
 	$(BIN)/python benchmarks/perf_ready.py
+	$(BIN)/python benchmarks/codeimages.py
 
 $(VENV)/installed: pyproject.toml | tools
 	$(PYTHON) -m venv $(VENV)

@@ -23,7 +23,7 @@ def mangled(name: str, *arguments: types.Type) -> str:
     "arguments",
     [
         (),
-        *((each,) for each in types.number_domain),
+        *((each,) for each in sorted(types.number_domain, key=str)),
         (types.boolean, types.none, types.complex64, types.float16),
         (ARRAY, types.Array(types.int32, 3, "F"), types.Array(types.complex128, 2, "A")),
         (types.Array(types.uint8, 1, "C", readonly=True), types.int64),

@@ -1,6 +1,6 @@
 """4 threads run code while others load, unload, and map images over that code.
 
-    stress.py LINKER
+    stress.py LINKER [CALLS]
 
 The files are in $JITDUMPDIR.
 """
@@ -15,7 +15,7 @@ from jit import Long, Program, initialize, loop_ir
 import listeners
 from listeners.engines.calls import lock
 
-CALLS = 100_000
+CALLS = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000
 
 
 def stress(linker: str) -> None:
