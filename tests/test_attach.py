@@ -189,16 +189,16 @@ def test_a_listener_may_load_and_free_code_itself(program, linker):
 
     class Compiles(listeners.JITEventListener):
         def notify_object_loaded(self, obj):
-            if obj.name == "f":
+            if obj.name == "compiles":  # a name that no other test has: some leave theirs loaded
                 inner = Program(linker)
-                inner.load(function("inner"), "inner")
+                inner.load(function("compiled"), "compiled")
                 inner.unload()
 
     attachment = listeners.attach(None, Compiles(), log)
-    program.load(function("f"), "f")
+    program.load(function("compiles"), "compiles")
     attachment.detach()
-    ours = [event for event in log.events if event[1:] in ("f", "inner")]
-    assert ours == ["+f", "+inner", "-inner"]
+    ours = [event for event in log.events if event[1:] in ("compiles", "compiled")]
+    assert ours == ["+compiles", "+compiled", "-compiled"]
 
 
 def test_code_the_collector_frees_amid_an_announcement_goes_after_it(linker):
@@ -215,18 +215,19 @@ def test_code_the_collector_frees_amid_an_announcement_goes_after_it(linker):
     class Collects(Log):
         def notify_object_loaded(self, obj):
             super().notify_object_loaded(obj)
-            if obj.name == "f":
+            if obj.name == "collects":
                 gc.collect()
                 events.append("collected")
 
     attachment = listeners.attach(None, Collects("a", events), Log("b", events))
     program = Program(linker)
     del holder
-    program.load(function("f"), "f")
+    program.load(function("collects"), "collects")
     attachment.detach()
     assert gone() is None
-    ours = [event for event in events if event[1:] in ("+f", "-held") or event == "collected"]
-    assert ours == ["a+f", "collected", "b+f", "b-held", "a-held"]
+    mine = "+collects", "-held"
+    ours = [event for event in events if event[1:] in mine or event == "collected"]
+    assert ours == ["a+collects", "collected", "b+collects", "b-held", "a-held"]
 
 
 def test_engines_load_from_many_threads_while_others_attach(linker):
