@@ -54,11 +54,10 @@ def attach(engine: Any | None, *listeners: JITEventListener) -> Attachment:
     attachment = Attachment(source, *listeners)
     if attachment.asking:
         watchers.append(attachment)
-    try:
+    with ExitStack() as undo:
+        undo.callback(attachment.end)
         subscribe(attachment)
-    except BaseException:
-        attachment.end()
-        raise
+        undo.pop_all()
     return attachment
 
 

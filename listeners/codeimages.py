@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from mmap import PAGESIZE
 from pathlib import Path
@@ -109,17 +109,16 @@ class CodeImages(JITEventListener):
         check_code(start, end, mine=any(page in self._images for page in pages))
         size = room_for_frames(objects.values())
         frames = self._take(size, start, end) if size else None
-        try:
+        with ExitStack() as undo:
+            if frames is not None:
+                undo.callback(self._annex.give_back, frames, size)
             code = ctypes.string_at(start, end - start)
             file = build_code_file(objects.values(), start, code, frames)
             with self._written(obj.name, file.data) as descriptor:
                 if frames is not None:
                     self._annex.fill(frames, size, descriptor, file.frames)
                 cover(start, code, descriptor, file.code)
-        except BaseException:
-            if frames is not None:
-                self._annex.give_back(frames, size)
-            raise
+            undo.pop_all()
         for image in replaced:
             self._forget(image)
         image = _Image(start, end, objects, frames, size)

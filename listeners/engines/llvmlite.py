@@ -184,7 +184,7 @@ class Engines:
             try:
                 link = jitlink.Link(engine.libraries, name, engine.target, *arguments)
                 arguments = link.arguments
-            except Exception:
+            except Exception:  # whatever we could not prepare, the program's link is made as it is
                 logger.exception("the library %r is linked without being heard of", name)
         tracker = call(handle, name, *arguments)
         if tracker:
