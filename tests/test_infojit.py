@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_outside import crashed, tiny  # noqa: F401 (fixtures)
 from tools import gdb, run, tool
 
 pytestmark = pytest.mark.tools
@@ -22,14 +21,14 @@ STEPS, LONGEST = (
 )
 
 
-def test_it_lists_objects_with_sections_functions_and_lines(tiny: int) -> None:  # noqa: F811
+def test_it_lists_objects_with_sections_functions_and_lines(tiny: int) -> None:
     said = gdb(f"source {COMMAND}", "info jit", "print &steps", pid=tiny)
     assert re.search(OBJECT + STEPS + LONGEST, said)
     (address,) = re.findall(r"(0x\w+) <steps>", said)
     assert re.search(rf"^  0x0*{address[2:]}  steps", said, re.MULTILINE)
 
 
-def test_it_takes_a_regular_expression(tiny: int) -> None:  # noqa: F811
+def test_it_takes_a_regular_expression(tiny: int) -> None:
     said = gdb(f"source {COMMAND}", "info jit (", "info jit ^l", "info jit nothing", pid=tiny)
     assert re.search(OBJECT + LONGEST, said)
     assert "  steps" not in said
@@ -37,7 +36,7 @@ def test_it_takes_a_regular_expression(tiny: int) -> None:  # noqa: F811
     assert "Invalid regexp: " in said
 
 
-def test_it_works_on_a_core_file(crashed: Path) -> None:  # noqa: F811
+def test_it_works_on_a_core_file(crashed: Path) -> None:
     options = ("-q", "-nx", "-batch", "-x", str(COMMAND), "-ex", "info jit")
     said = run(tool("gdb"), *options, sys.executable, str(crashed))
     assert re.search(OBJECT + STEPS + LONGEST, said)

@@ -1,0 +1,124 @@
+"""What `jitlisten list`, `map`, `dump` and `symbolize` have in common: output and refusals."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from outside import NOBODY, command, listed, refused, running
+from targets import line, target
+from tools import JITLISTEN, run
+
+import jitlisten
+
+pytestmark = pytest.mark.tools
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list",),
+        ("list", "one"),
+        ("list", "1", "--core", "core"),
+        ("list", "1", "--watch", "-1"),
+        ("list", "1", "--watch", "nan"),
+        ("map",),
+        ("dump",),
+        ("symbolize",),
+        ("symbolize", "0x10"),
+        ("symbolize", "1", "steps"),
+    ],
+)
+def test_what_was_not_meant_is_explained(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        jitlisten.main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("jitlisten")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tiny: int) -> None:
+    quoted = shlex.join(JITLISTEN)
+    assert "Traceback" not in run("sh", "-c", f"{quoted} list {tiny} --watch 0.01 --json | head -1")
+
+
+def test_names_that_would_disturb_a_terminal_are_shown_harmlessly() -> None:
+    with running("names") as process:
+        (found,) = listed(process.pid)
+        assert [each["name"] for each in found["functions"]] == ["one\ntwo", "\x1b[31mred"]
+        table, _ = command("list", process.pid)
+        address = found["functions"][1]["address"]
+        explained, _ = command("symbolize", process.pid, hex(address))
+    assert re.search(r" one\?two ", table)
+    assert re.search(rf" {address:#x} +\d+ +\?\[31mred ", table)
+    assert explained == f"{address:#x} ?[31mred+0x0\n"
+
+
+def test_a_full_disk_is_said(tiny: int) -> None:
+    for arguments in (("list", tiny), ("clean",)):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [*JITLISTEN, *map(str, arguments)],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "JITDUMPDIR": "/proc"},
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 1
+        assert done.stderr == f"jitlisten {arguments[0]}: cannot write: No space left on device\n"
+
+
+def test_errors_stay_out_of_the_output_where_stderr_is_closed() -> None:
+    assert run("sh", "-c", 'exec "$@" 2>&-', "sh", *JITLISTEN, "list", "99999999", status=1) == ""
+
+
+# What cannot be looked at
+
+
+def test_a_wrong_number_and_a_process_without_a_jit_are_one_line_each() -> None:
+    with subprocess.Popen(["sleep", "60"]) as sleeping:
+        try:
+            time.sleep(0.1)
+            for name in ("list", "map", "dump", "symbolize"):
+                assert "no such process" in refused(name, 1 << 22)
+                assert "not a process id" in refused(name, 0)
+                said = refused(name, sleeping.pid)
+                assert f"process {sleeping.pid}: no JIT: " in said
+        finally:
+            sleeping.kill()
+    assert not Path(f"/tmp/perf-{sleeping.pid}.map").exists()
+
+
+def test_a_jit_that_has_nothing_loaded_is_one_line() -> None:
+    with target("import llvmlite.binding; say('ready'); wait()") as process:
+        assert line(process) == "ready"
+        assert "libllvmlite.so has no object" in refused("list", process.pid)
+
+
+def test_no_right_to_look_is_explained() -> None:
+    # This user may not even read the modules of the tests' Python: all is loaded before.
+    script = f"""
+import os
+from jitlisten import main
+for name in ("list", "map"):
+    main([name, "0"])
+if not os.geteuid():
+    os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3)
+for name in ("list", "map"):
+    print(main([name, "1"]), flush=True)
+"""
+    said = run(sys.executable, "-c", script).splitlines()[2:]
+    assert said[1] == said[3] == "1"
+    for problem in (said[0], said[2]):
+        assert problem.startswith(("jitlisten list: process 1: ", "jitlisten map: process 1: "))
+        assert "ptrace_scope" in problem
+        assert "--cap-add=SYS_PTRACE" in problem
