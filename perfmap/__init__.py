@@ -10,7 +10,8 @@ from perfmap.callframes import FrameRules
 from perfmap.dumpwriter import JITDumpWriter
 from perfmap.errors import PerfMapError
 from perfmap.jitdump import JITDumpFile, read_jitdump
-from perfmap.mapfile import MapEntry, MapFile, read_map
+from perfmap.mapfile import MapFile
+from perfmap.maplines import MapEntry, read_map
 from perfmap.otherprocess import write_map
 from perfmap.places import JITCode
 

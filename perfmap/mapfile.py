@@ -1,11 +1,8 @@
 """perf's map file: names for code that no file on disk holds.
 
 perf, and most sampling profilers after it, look up an address in anonymous executable memory
-of process PID in ``/tmp/perf-PID.map``. One line a function, ``START SIZE name``, hexadecimal
-without prefix; the name is the rest of the line. The file has no time dimension: it is read
-once, when the report is made, so it has to hold what is true at the end of the recording.
-Source: tools/perf/Documentation/jit-interface.txt and dso__load_perf_map() in
-tools/perf/util/symbol.c of Linux.
+of process PID in ``/tmp/perf-PID.map``. The file has no time dimension: it is read once, when
+the report is made, so it has to hold what is true at the end of the recording.
 
 For whoever makes machine code at run time, with LLVM or without.
 """
@@ -13,104 +10,21 @@ For whoever makes machine code at run time, with LLVM or without.
 from __future__ import annotations
 
 import os
-import re
-import stat
 import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from functools import partial
-from itertools import pairwise, starmap
+from itertools import starmap
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
 
 from perfmap.errors import PerfMapError
 from perfmap.forks import follow_forks
+from perfmap.maplines import Line, last_ones, line_of
 from perfmap.sharedfile import SharedFile, process_start
 from perfmap.turns import Turns
 
-_ADDRESS_SPACE = 1 << 64
-_LONGEST_NAME = 4096  # bytes; perf keeps a name's length in 16 bits
-_LONGEST_LINE = 1 << 20  # bytes; what has more is not a map file
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_LINE = re.compile(rb"(?:0x)?([0-9a-fA-F]{1,16}) (?:0x)?([0-9a-fA-F]{1,16}) (.+)", re.DOTALL)
-
-_Line = tuple[int, int, bytes]  # first address, address after the last, the line
 _address_of, _text_of = itemgetter(0), itemgetter(2)
-
-
-class MapEntry(NamedTuple):
-    """A range of code and its name: an address, a size in bytes, a name."""
-
-    address: int
-    size: int
-    name: str
-
-
-def read_map(path: str | os.PathLike[str]) -> list[MapEntry]:
-    """The entries of a map file, in the order of its lines; empty lines are skipped.
-
-    A ``0x`` prefix is accepted, as perf does. Bytes of a name that are not UTF-8 come as
-    ``\\xNN``. Raises `PerfMapError` for a file that cannot be read, and for a line that is not
-    ``START SIZE name``.
-    """
-    entries = []
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise PerfMapError(f"{str(path)!r} is not a regular file: give a map file")
-            lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
-            for number, line in enumerate(lines, 1):
-                if line == b"\n":
-                    continue
-                fields = _LINE.fullmatch(line.removesuffix(b"\n"))
-                if fields is None or len(line) == _LONGEST_LINE:
-                    raise PerfMapError(
-                        f"{str(path)!r}, line {number}: {line[:60]!r} is not 'START SIZE name' "
-                        "with both numbers in hexadecimal: give a map file, or remove the line"
-                    )
-                start, size, name = fields.groups()
-                text = name.decode(errors="backslashreplace")
-                entries.append(MapEntry(int(start, 16), int(size, 16), text))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PerfMapError(f"cannot read {str(path)!r}: {reason}; give a map file") from error
-    return entries
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would wait for its writer
-
-
-def _line(address: int, size: int, name: str) -> _Line:
-    """The line of an entry, in a form that perf resolves and a terminal survives."""
-    end = address + (size or 1)
-    if address < 0 or size < 0 or end > _ADDRESS_SPACE:
-        raise PerfMapError(
-            f"{name!r}, {size} bytes at {address:#x}, is not in a 64-bit address space: "
-            "give the load address of the code and its size"
-        )
-    if not name.isprintable():
-        name = _UNPRINTABLE.sub("?", name)
-    text = name.encode() or b"[unnamed]"
-    if len(text) > _LONGEST_NAME:
-        text = text[: _LONGEST_NAME - 3].decode(errors="ignore").encode() + b"..."
-    elif len(text) < 3:
-        text += b"()"  # perf skips names of one and two bytes
-    return address, end, b"%x %x %b\n" % (address, end - address, text)
-
-
-def _last_ones(lines: list[_Line]) -> list[_Line]:
-    """`lines` by address; of those that overlap, the last one."""
-    by_address = sorted(lines)
-    if all(one[1] <= other[0] for one, other in pairwise(by_address)):
-        return by_address
-    kept: list[_Line] = []
-    for start, end, line in reversed(lines):
-        index = bisect_left(kept, (end,))
-        if not index or kept[index - 1][1] <= start:
-            kept.insert(index, (start, end, line))
-    return kept
 
 
 class MapFile:
@@ -163,7 +77,7 @@ class MapFile:
         characters and lone surrogates become ``?``; a name is cut at 4,096 bytes. Names are
         shown as they are: demangle them first.
         """
-        lines = list(starmap(_line, entries))
+        lines = list(starmap(line_of, entries))
         if lines:
             self._turns.perform(partial(self._add, lines))
 
@@ -188,14 +102,14 @@ class MapFile:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _add(self, lines: list[_Line]) -> None:
+    def _add(self, lines: list[Line]) -> None:
         if self._refusal is not None:
             raise PerfMapError(f"cannot add to {str(self.path)!r}: {self._refusal}")
         file = self._open()
         if overlapped := self._overlapped(lines):
             file.blank(self._forget(overlapped))
         if len(lines) > 1:
-            lines = _last_ones(lines)
+            lines = last_ones(lines)
         self._write(file, lines)
         order, addresses = self._order, list(map(_address_of, lines))
         first = bisect_left(order, addresses[0])
@@ -205,7 +119,7 @@ class MapFile:
             for address in addresses:
                 insort(order, address)
 
-    def _write(self, file: SharedFile, lines: list[_Line]) -> None:
+    def _write(self, file: SharedFile, lines: list[Line]) -> None:
         offset = file.write(b"".join(map(_text_of, lines)))
         for address, end, line in lines:
             self._live[address] = end, line, offset
@@ -259,7 +173,7 @@ class MapFile:
         if file is not None:
             file.close()
 
-    def _overlapped(self, lines: list[_Line]) -> set[int]:
+    def _overlapped(self, lines: list[Line]) -> set[int]:
         """The addresses of entries that have a byte in common with one of `lines`."""
         order = self._order
         found = set()

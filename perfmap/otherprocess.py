@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from perfmap.errors import PerfMapError
-from perfmap.mapfile import _LINE, _last_ones, _line
+from perfmap.maplines import Line, fields_of, last_ones, line_of
 from perfmap.sharedfile import SharedFile, process_start
 
 __all__ = ["write_map"]
@@ -31,7 +31,7 @@ def write_map(pid: int, entries: Iterable[tuple[int, int, str]]) -> Path:
 
     Raises PerfMapError if there is no such process or no right to write there.
     """
-    lines = _last_ones([_line(*entry) for entry in entries])
+    lines = last_ones([line_of(*entry) for entry in entries])
     try:
         user, group, number = _status(pid)
         start = process_start(pid)
@@ -81,7 +81,7 @@ def _as_user(user: int, group: int) -> Iterator[None]:
         os.setegid(own[1])
 
 
-def _update(file: SharedFile, lines: list[tuple[int, int, bytes]]) -> None:
+def _update(file: SharedFile, lines: list[Line]) -> None:
     ends = [end for _, end, _ in lines]
     starts = [start for start, _, _ in lines]
     missing = dict.fromkeys(line for _, _, line in lines)
@@ -89,10 +89,9 @@ def _update(file: SharedFile, lines: list[tuple[int, int, bytes]]) -> None:
     for offset, text in file.lines():
         if text in missing:
             del missing[text]
-        elif fields := _LINE.fullmatch(text.removesuffix(b"\n")):
-            start = int(fields[1], 16)
-            end = start + int(fields[2], 16)
-            if bisect_right(ends, start) < bisect_left(starts, end):
+        elif fields := fields_of(text):
+            start, size, _ = fields
+            if bisect_right(ends, start) < bisect_left(starts, start + size):
                 stale.append((offset, text))
     file.blank(stale)
     if missing:
