@@ -12,13 +12,13 @@ lines and call frames belongs to the load that follows.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from struct import Struct
 from struct import error as StructError
 from typing import NamedTuple
 
 from perfmap.errors import PerfMapError
+from perfmap.namedfile import opened
 
 __all__ = [
     "CodeClose",
@@ -215,19 +215,9 @@ def read_jitdump(path: str | os.PathLike[str]) -> JITDumpFile:
     UTF-8 become surrogate escapes. Raises `PerfMapError`, with the offset, for a file that cannot
     be read and for what is malformed.
     """
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise PerfMapError(f"{str(path)!r} is not a regular file: give a jitdump file")
-            data = file.read()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PerfMapError(f"cannot read {str(path)!r}: {reason}; give a jitdump file") from error
+    with opened(path, "jitdump file") as file:
+        data = file.read()
     return _Reader(data, str(path)).file()
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would wait for its writer
 
 
 class _Reader:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from bisect import bisect_left
 from itertools import pairwise
 from typing import NamedTuple
 
 from perfmap.errors import PerfMapError
+from perfmap.namedfile import opened
 
 __all__ = ["Line", "MapEntry", "fields_of", "last_ones", "line_of", "read_map"]
 
@@ -43,30 +43,20 @@ def read_map(path: str | os.PathLike[str]) -> list[MapEntry]:
     ``START SIZE name``.
     """
     entries = []
-    try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise PerfMapError(f"{str(path)!r} is not a regular file: give a map file")
-            lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
-            for number, line in enumerate(lines, 1):
-                if line == b"\n":
-                    continue
-                fields = fields_of(line)
-                if fields is None or len(line) == _LONGEST_LINE:
-                    raise PerfMapError(
-                        f"{str(path)!r}, line {number}: {line[:60]!r} is not 'START SIZE name' "
-                        "with both numbers in hexadecimal: give a map file, or remove the line"
-                    )
-                start, size, name = fields
-                entries.append(MapEntry(start, size, name.decode(errors="backslashreplace")))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise PerfMapError(f"cannot read {str(path)!r}: {reason}; give a map file") from error
+    with opened(path, "map file") as file:
+        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+        for number, line in enumerate(lines, 1):
+            if line == b"\n":
+                continue
+            fields = fields_of(line)
+            if fields is None or len(line) == _LONGEST_LINE:
+                raise PerfMapError(
+                    f"{str(path)!r}, line {number}: {line[:60]!r} is not 'START SIZE name' "
+                    "with both numbers in hexadecimal: give a map file, or remove the line"
+                )
+            start, size, name = fields
+            entries.append(MapEntry(start, size, name.decode(errors="backslashreplace")))
     return entries
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO would wait for its writer
 
 
 def fields_of(line: bytes) -> tuple[int, int, bytes] | None:
