@@ -123,7 +123,7 @@ def test_functions_have_as_many_samples_as_perf_counts(record, way, linker):
     assert [table(data)[name] for name in names] == expected
     assert expected[0] > 100
     if linker == "numba":
-        assert names == ["__main__.numba_longest.<locals>.steps(int64)"]
+        assert names == ["__main__.steps(int64)"]
 
 
 @pytest.mark.parametrize(("way", "linker"), [("images", "mcjit"), ("jitdump", "rtdyld")])

@@ -49,19 +49,11 @@ def free(program: Program) -> None:
     program.engine.close()
 
 
-def numba_outer():
-    import numba
-
-    names = {}
-    exec(compile(SOURCE.read_text(), str(SOURCE), "exec"), names)
-    # Without debug=True, LLVM leaves out the call frame information of what cannot raise.
-    names["hot"] = numba.njit(debug=True)(names["hot"])
-    return numba.njit(debug=True)(names["outer"])
-
-
 def load_outer():
     if engine == "numba":
-        outer = numba_outer()
+        from numbatiny import compiled
+
+        outer = compiled(SOURCE)["outer"]
     else:
         text = str(tiny.Compiler(SOURCE).module)
         if "--frame-pointers" in sys.argv:

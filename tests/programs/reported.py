@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from jit import Long, Program, initialize, loop_ir, source_ir
+from jit import EXAMPLES, Long, Program, initialize, loop_ir, source_ir
 
 ROUNDS = 100_000_000
 NAMES = (
@@ -55,35 +55,13 @@ done:
 
 def collatz(linker: str) -> None:
     if linker == "numba":
-        longest = numba_longest()
+        from numbatiny import compiled
+
+        longest = compiled(EXAMPLES / "collatz.tiny")["longest"]
     else:
         text = re.sub(r"(define .*?\))", r'\1 "frame-pointer"="all"', source_ir())
         longest = load("longest", text, linker)
     longest(1_000_000)
-
-
-def numba_longest():
-    import numba
-
-    @numba.njit(debug=True)
-    def steps(n):
-        count = 0
-        while n > 1:
-            half = n // 2
-            n = 3 * n + 1 if n - 2 * half else half
-            count = count + 1
-        return count
-
-    @numba.njit(debug=True)
-    def longest(limit):
-        best = 0
-        for start in range(1, limit):
-            count = steps(start)
-            if count > best:
-                best = count
-        return best
-
-    return longest
 
 
 def load(name: str, text: str, linker: str = "mcjit"):

@@ -19,28 +19,15 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 Long = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
 
 
 def numba_longest():
-    import numba
+    from numbatiny import compiled
 
-    @numba.njit("int64(int64)", debug=True)
-    def steps(n):
-        count = 0
-        while n > 1:
-            half = n // 2
-            n = 3 * n + 1 if n - 2 * half else half
-            count = count + 1
-        return count
-
-    @numba.njit("int64(int64)", debug=True)
-    def longest(limit):
-        best = 0
-        for start in range(1, limit):
-            best = max(best, steps(start))
-        return best
-
+    longest = compiled(EXAMPLES / "collatz.tiny")["longest"]
+    longest(2)  # compiles it
     return longest
 
 
@@ -55,12 +42,11 @@ def machine():
 def tiny_longest(crash):
     import llvmlite.binding as llvm
 
-    examples = Path(__file__).resolve().parents[2] / "examples"
-    sys.path.append(str(examples))
+    sys.path.append(str(EXAMPLES))
     sys.modules["listeners"] = ModuleType("listeners")  # the compiler's own program imports it
     import tiny
 
-    text = str(tiny.Compiler(examples / "collatz.tiny").module)
+    text = str(tiny.Compiler(EXAMPLES / "collatz.tiny").module)
     if crash:
         text = text.replace('store i64 0, i64* %"count"', "store volatile i64 0, i64* null", 1)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(text), machine())
