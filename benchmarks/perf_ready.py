@@ -16,24 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
+from attach import FUNCTION
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {"none": None, "images": "CodeImages", "jitdump": "JITDump", "map": "PerfMap"}
-
-FUNCTION = """
-def steps{0:05}(n):
-    count = 0
-    while n > 1:
-        half = n // 2
-        if n - 2 * half:
-            n = 3 * n + 1
-        else:
-            n = half
-        count = count + 1
-    return count
-"""
 
 
 def program(way: str, functions: int, per_object: int) -> None:
@@ -51,7 +39,7 @@ def program(way: str, functions: int, per_object: int) -> None:
     engine = llvm.create_lljit_compiler(target_machine(opt=2))
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory, "steps.tiny")
-        source.write_text("".join(map(FUNCTION.format, range(per_object))))
+        source.write_text("".join(FUNCTION.format(f"{n:05}") for n in range(per_object)))
         text = str(tiny.Compiler(source).module)
     elf = target_machine(opt=2).emit_object(llvm.parse_assembly(text))
     same = len(str(per_object - 1)) if per_object > 1 else 0  # digits that count inside an object
