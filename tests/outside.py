@@ -53,14 +53,13 @@ def refused(*arguments: object, **options: Any) -> str:
 
 
 @contextmanager
-def running(*program: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """One of the programs of `unaware.py`, once it has compiled all."""
+def running(*program: str, within: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    """One of the programs of `unaware.py`, once it has compiled all; `within` is what starts it."""
     with subprocess.Popen(
-        [sys.executable, f"{PROGRAMS}/unaware.py", *program],
+        [*within, sys.executable, f"{PROGRAMS}/unaware.py", *program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        **options,
     ) as process:
         try:
             assert line(process) == "ready"

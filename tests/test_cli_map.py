@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from outside import NOBODY, command, listed, refused, running
-from targets import line
 from tools import PROGRAMS, perf_symbols, run, tool
 
 from perfmap import read_map
@@ -40,28 +38,19 @@ def test_map_is_written_where_perf_looks_in_a_container(tmp_path: Path) -> None:
     for path in sorted(path for path in needed if path.startswith("/tmp/")):
         inner += f"mkdir -p {path}; mount --rbind /mnt{path.removeprefix('/tmp')} {path}; "
     inner += 'exec "$@"'
-    program = [sys.executable, f"{PROGRAMS}/unaware.py", "mcjit"]
-    new = ["--map-root-user", "--mount", "--pid", "--fork", "--kill-child"]
-    with subprocess.Popen(
-        [tool("unshare"), *new, "sh", "-c", inner, "sh", *program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            assert line(process) == "ready"
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-            pid = int(children)
-            data = tmp_path / "perf.data"
-            options = ("record", "-q", "-e", "cpu-clock", "-o", str(data), "-p", str(pid))
-            run(tool("perf"), *options, "--", "sleep", "0.5")
-            out, _ = command("map", pid)
-            assert out == f"2 functions in /proc/{pid}/root/tmp/perf-1.map\n"
-            assert not Path(f"/tmp/perf-{pid}.map").exists()
-            # Only root's perf may go there.
-            assert os.geteuid() or perf_symbols(data)["steps"] > 50
-        finally:
-            process.kill()
+    new = ("--map-root-user", "--mount", "--pid", "--fork", "--kill-child")
+    within = (tool("unshare"), *new, "sh", "-c", inner, "sh")
+    with running("mcjit", within=within) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        pid = int(children)
+        data = tmp_path / "perf.data"
+        options = ("record", "-q", "-e", "cpu-clock", "-o", str(data), "-p", str(pid))
+        run(tool("perf"), *options, "--", "sleep", "0.5")
+        out, _ = command("map", pid)
+        assert out == f"2 functions in /proc/{pid}/root/tmp/perf-1.map\n"
+        assert not Path(f"/tmp/perf-{pid}.map").exists()
+        # Only root's perf may go there.
+        assert os.geteuid() or perf_symbols(data)["steps"] > 50
 
 
 def test_map_keeps_the_lines_of_the_process_and_replaces_what_is_wrong(tiny: int) -> None:
