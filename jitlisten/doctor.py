@@ -272,7 +272,7 @@ def _llvmlite() -> tuple[Check, gdbjit.Descriptor | None]:
             heard = any(obj.function_at(address) for obj in attachment.objects)
         library = Path(ffi.lib._name)
         shown = [found for found in gdbjit.descriptors() if library.samefile(found.library)]
-    except Exception as error:
+    except Exception as error:  # whatever it is, it is what does not work
         problem = " ".join(str(error).split())
         return Check(name, "missing", f"{type(error).__name__}: {problem}", remedy), None
     if not heard:
@@ -340,7 +340,7 @@ def images() -> Check:
                 listeners.attach(engine, images)
                 engine.get_function_address("jitlisten_doctor")
                 mapped = f" {directory}/" in Path("/proc/self/maps").read_text()
-    except Exception as error:
+    except Exception as error:  # as above
         return Check(name, "warning", " ".join(str(error).split()), remedy)
     if images.problems or not mapped:
         return Check(name, "warning", "; ".join(images.problems) or "nothing was mapped", remedy)

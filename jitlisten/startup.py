@@ -85,7 +85,7 @@ def _attach(names: Sequence[str]) -> None:
         listeners = _import_listeners()
         chosen = (LISTENERS[name] for name in names)
         listeners.attach(None, *(getattr(listeners, kind)(**options) for kind, options in chosen))
-    except Exception as error:
+    except Exception as error:  # is not to be an error of the program
         _complain(f"{type(error).__name__}: {error}")
 
 

@@ -183,7 +183,10 @@ class Attachment:
     def _report(
         self, listener: JITEventListener, method: str, argument: object, error: Exception
     ) -> None:
-        """Log the error, the first of each listener; those of ours say all without a traceback."""
+        """Log an error, which is to disturb neither the engine nor other listeners.
+
+        Only the first one of each listener; those of ours say all without a traceback.
+        """
         if id(listener) not in self._reported:
             self._reported.add(id(listener))
             logger.error(

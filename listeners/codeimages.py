@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from mmap import PAGESIZE
 from pathlib import Path
@@ -147,29 +147,26 @@ class CodeImages(JITEventListener):
         if self._directory is None:
             self._directory = run_directory()
         prefix = f"{_NOT_IN_NAMES.sub('_', name)[:40]}-{os.getpid()}-"
-        path = ""
         try:
-            # Closed before it is mapped: some file systems tell only then that the disk is full.
-            descriptor, path = tempfile.mkstemp(".so", prefix, self._directory)
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                view = memoryview(data)
-                while view:
-                    view = view[file.write(view) :]
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                yield descriptor
-            finally:
-                os.close(descriptor)
-        except BaseException as error:
-            if path:
-                with suppress(OSError):
-                    Path(path).unlink()
-            if isinstance(error, OSError):
-                raise PerfMapError(
-                    f"cannot write in {str(self._directory)!r}: {error.strerror};"
-                    " set JITDUMPDIR to another directory"
-                ) from error
-            raise
+            with ExitStack() as undo:
+                descriptor, path = tempfile.mkstemp(".so", prefix, self._directory)
+                undo.callback(Path(path).unlink, missing_ok=True)
+                # Closed before it is mapped: some file systems tell only then of a full disk.
+                with os.fdopen(descriptor, "wb", buffering=0) as file:
+                    view = memoryview(data)
+                    while view:
+                        view = view[file.write(view) :]
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    yield descriptor
+                finally:
+                    os.close(descriptor)
+                undo.pop_all()
+        except OSError as error:
+            raise PerfMapError(
+                f"cannot write in {str(self._directory)!r}: {error.strerror};"
+                " set JITDUMPDIR to another directory"
+            ) from error
 
 
 def _page_runs(obj: LoadedObject) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -82,12 +83,11 @@ def read_samples(path: str | os.PathLike[str]) -> Iterator[Sample]:
         ) as perf,
     ):
         assert perf.stdout
-        try:
+        with ExitStack() as undo:
+            undo.callback(perf.kill)
             lines = io.TextIOWrapper(perf.stdout, "utf-8", "replace", newline="\n")
             yield from parse_samples(lines)
-        except BaseException:
-            perf.kill()
-            raise
+            undo.pop_all()
         if perf.wait():
             messages.seek(0)
             problem = _problem(messages.read().decode("utf-8", "replace"), perf.returncode)
