@@ -3,8 +3,8 @@
 import ctypes
 import gc
 import logging
-import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import llvmlite.binding as llvm
 import pytest
@@ -232,28 +232,20 @@ def test_code_the_collector_frees_amid_an_announcement_goes_after_it(linker):
 
 def test_engines_load_from_many_threads_while_others_attach(linker):
     attachment = listeners.attach(None, log := Log())
-    problems = []
 
     def load(thread: int) -> None:
-        try:
-            for turn in range(10):
-                name = f"t{thread}_{turn}"
-                program = Program(linker)
-                (address,) = program.load(function(name, turn), name)
-                with listeners.attach(program.engine, mine := Log()):
-                    assert mine.objects[0].function(name).address == address
-                assert Int(address)() == turn
-                program.unload()
-        except BaseException as problem:
-            problems.append(problem)
+        for turn in range(10):
+            name = f"t{thread}_{turn}"
+            program = Program(linker)
+            (address,) = program.load(function(name, turn), name)
+            with listeners.attach(program.engine, mine := Log()):
+                assert mine.objects[0].function(name).address == address
+            assert Int(address)() == turn
+            program.unload()
 
-    threads = [threading.Thread(target=load, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(load, range(4))) == [None] * 4
     attachment.detach()
-    assert problems == []
     ours = [event for event in log.events if event[1:2] == "t"]
     assert sorted(ours) == sorted(f"{s}t{i}_{j}" for s in "+-" for i in range(4) for j in range(10))
 

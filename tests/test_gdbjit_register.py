@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -46,19 +47,14 @@ def check_links(descriptor: gdbjit.Descriptor) -> None:
         previous, address = address, entry.next
 
 
-def in_child(check: Callable[[], None]) -> int:
+def in_child(check: Callable[[], None]) -> int | None:
     """Run `check` in a forked child; its status."""
-    pid = os.fork()
-    if not pid:
-        signal.alarm(60)
-        status = 1
-        try:
-            check()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    child = multiprocessing.get_context("fork").Process(target=check)
+    child.start()
+    child.join(60)
+    child.kill()
+    child.join()
+    return child.exitcode
 
 
 @pytest.fixture
@@ -212,34 +208,25 @@ def test_threads_share_the_list_with_llvm_under_its_lock() -> None:
     found = llvm_descriptor()
     before = addresses(found)
     gdbjit.share_lock(found, llvm.ffi.lib._lock)
-    failures: list[BaseException] = []
 
     def ours() -> None:
-        try:
-            for _ in range(300):
-                gdbjit.register(IMAGE, found).unregister()
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(300):
+            gdbjit.register(IMAGE, found).unregister()
 
     def theirs(tag: int) -> None:
-        try:
-            for n in range(20):
-                module = llvm.parse_assembly(
-                    f"define i32 @thread_{tag}_{n}() {{ ret i32 1 }}", llvm.create_context()
-                )
-                machine = llvm.Target.from_default_triple().create_target_machine()
-                with llvm.create_mcjit_compiler(module, machine) as loaded:
-                    loaded.finalize_object()
-        except BaseException as error:
-            failures.append(error)
+        for n in range(20):
+            module = llvm.parse_assembly(
+                f"define i32 @thread_{tag}_{n}() {{ ret i32 1 }}", llvm.create_context()
+            )
+            machine = llvm.Target.from_default_triple().create_target_machine()
+            with llvm.create_mcjit_compiler(module, machine) as loaded:
+                loaded.finalize_object()
 
-    threads = [threading.Thread(target=ours) for _ in range(2)]
-    threads += [threading.Thread(target=theirs, args=(tag,)) for tag in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    with ThreadPoolExecutor(4) as pool:
+        work = (ours, ours, partial(theirs, 0), partial(theirs, 1))
+        tasks = [pool.submit(each) for each in work]
+    for task in tasks:
+        task.result()
     check_links(found)
     assert addresses(found) == before
 

@@ -8,7 +8,7 @@ import pytest
 from mapfiles import run
 
 FORK = """if True:
-    import os, sys, traceback
+    import multiprocessing, os, sys
     parent = f"/tmp/perf-{os.getpid()}.map"
     if "copy" in sys.argv:
         # As CPython 3.13 does when it is told to keep its trampolines over a fork.
@@ -24,21 +24,18 @@ FORK = """if True:
         return [entry.name for entry in perfmap.read_map(path)] if os.path.exists(path) else None
 
     def forked(check):
-        sys.stdout.flush()
-        pid = os.fork()
-        if not pid:
+        def child():
             path = f"/tmp/perf-{os.getpid()}.map"
-            status = 1
             try:
                 check(path)
-                status = 0
-            except BaseException:
-                traceback.print_exc()
-            if os.path.exists(path):
-                os.unlink(path)
-            sys.stdout.flush()
-            os._exit(status)
-        assert os.waitpid(pid, 0)[1] == 0
+            finally:
+                if os.path.exists(path):
+                    os.unlink(path)
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
 """
 
 

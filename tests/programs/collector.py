@@ -118,7 +118,7 @@ class Runtime:
         def call(*arguments):
             try:
                 return function(*arguments)
-            except BaseException:
+            except BaseException:  # ctypes would print it, and the code go on
                 traceback.print_exc()
                 sys.stderr.flush()
                 os._exit(3)
