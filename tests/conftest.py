@@ -2,8 +2,6 @@
 
 import atexit
 import os
-import resource
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,10 +13,10 @@ import pytest
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "programs")]
 
 from jit import LINKERS, Program, initialize
-from outside import running
-from tools import PROGRAMS, gdb
 
 from perfmap import MapFile
+
+pytest_plugins = ["outside", "recordings"]  # what several test files share
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,34 +78,3 @@ def patchpoints_built() -> Iterator[None]:
     """For tests that build patchpoints, which sets an option of LLVM's for the whole process."""
     yield
     llvm.set_option("", "-enable-patchpoint-liveness=true")
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Iterator[int]:
-    """The number of a program in the tiny language that was started without us."""
-    with running("mcjit") as process:
-        yield process.pid
-
-
-@pytest.fixture(scope="module")
-def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The core file of a program that has crashed in JIT'd code.
-
-    The kernel writes it here, or hands it to somebody who keeps it: then gdb does.
-    """
-    directory = tmp_path_factory.mktemp("crashed")
-    program = (f"{PROGRAMS}/unaware.py", "mcjit", "--crash")
-    limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
-    status = subprocess.run(
-        [sys.executable, *program],
-        cwd=directory,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (limit, limit)),
-        stdin=subprocess.DEVNULL,
-        check=False,
-    ).returncode
-    assert status == -signal.SIGSEGV
-    for core in directory.glob("core*"):
-        return core
-    core = directory / "core"
-    gdb("run", f"gcore {core}", "kill", program=program)
-    return core

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from targets import line
-from tools import JITLISTEN, PROGRAMS
+from tools import JITLISTEN, PROGRAMS, gdb
 
 NOBODY = 65534
 
@@ -67,3 +70,34 @@ def running(*program: str, within: tuple[str, ...] = ()) -> Iterator[subprocess.
         finally:
             process.kill()
             Path(f"/tmp/perf-{process.pid}.map").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[int]:
+    """The number of a program in the tiny language that was started without us."""
+    with running("mcjit") as process:
+        yield process.pid
+
+
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The core file of a program that has crashed in JIT'd code.
+
+    The kernel writes it here, or hands it to somebody who keeps it: then gdb does.
+    """
+    directory = tmp_path_factory.mktemp("crashed")
+    program = (f"{PROGRAMS}/unaware.py", "mcjit", "--crash")
+    limit = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    status = subprocess.run(
+        [sys.executable, *program],
+        cwd=directory,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CORE, (limit, limit)),
+        stdin=subprocess.DEVNULL,
+        check=False,
+    ).returncode
+    assert status == -signal.SIGSEGV
+    for core in directory.glob("core*"):
+        return core
+    core = directory / "core"
+    gdb("run", f"gcore {core}", "kill", program=program)
+    return core
