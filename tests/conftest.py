@@ -63,8 +63,8 @@ def program(linker: str) -> Program:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where a map file may be made."""
-    return tmp_path / "perf.map"
+    """Where a file may be made."""
+    return tmp_path / "file"
 
 
 @pytest.fixture

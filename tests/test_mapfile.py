@@ -85,7 +85,7 @@ def test_to_add_after_close_is_an_error(map_file: MapFile, path: Path) -> None:
     map_file.close()
     map_file.close()
     map_file.remove(CODE)
-    with pytest.raises(PerfMapError, match=r"perf\.map'?: it is closed: make a new MapFile"):
+    with pytest.raises(PerfMapError, match=r"file'?: it is closed: make a new MapFile"):
         map_file.add(CODE, 16, "late")
     assert names(path) == ["function"]
 

@@ -47,7 +47,7 @@ def test_lines_of_other_writers_are_read(path: Path) -> None:
 )
 def test_a_malformed_line_is_an_error_with_its_number(path: Path, line: bytes) -> None:
     path.write_bytes(b"1000 10 good\n\n" + line + b"\n2000 10 good\n")
-    with pytest.raises(PerfMapError, match=r"perf\.map', line 3: .* is not 'START SIZE name'"):
+    with pytest.raises(PerfMapError, match=r"file', line 3: .* is not 'START SIZE name'"):
         read_map(path)
 
 

@@ -1,0 +1,66 @@
+"""`jitlisten run --trace`: one file for all processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from tools import run
+from traces import START, lifetimes, of, read
+
+RUN = (sys.executable, "-m", "jitlisten", "run")
+PARENT = (
+    START
+    + """
+import multiprocessing, subprocess
+
+def work(name):
+    program = Program("rtdyld")
+    program.load(f"define i64 @{name}() {{ ret i64 1 }}", name)
+    kept.append(program)
+
+kept = []
+if __name__ == "__main__":
+    work("parent")
+    child = "import parent; parent.work('child')"
+    subprocess.run([sys.executable, "-c", child], cwd="/", check=True)
+    for method in "spawn", "fork":
+        process = multiprocessing.get_context(method).Process(target=work, args=(method,))
+        process.start()
+        process.join()
+"""
+)
+
+
+def test_run_writes_all_processes_to_one_file(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": ":".join([str(tmp_path), *sys.path])}
+    path = tmp_path / "a trace, of all.json"
+    for options in ([], ["--gdb", "--perf-map"]):  # the second one replaces the first
+        command = (*RUN, *options, "--trace", path.name, sys.executable, "parent.py")
+        assert run(*command, cwd=tmp_path, env=environment) == ""
+    events = read(path)
+    pairs = lifetimes(events)
+    assert all(end for _, end in pairs)
+    names = {begin["name"]: begin["pid"] for begin, _ in pairs}
+    assert sorted(names) == ["child", "fork", "parent", "spawn"]
+    assert len(set(names.values())) == 4
+    told = {event["name"] for event in of(events, "listener")}
+    assert told == {"GDBRegistration", "PerfMap", "Trace"}
+
+
+def test_run_refuses_a_file_that_is_no_trace(path):
+    path.write_text("print('hello')")
+    said = run(*RUN, f"--trace={path}", "true", status=125)
+    assert said == f"jitlisten run: cannot write '{path}': it is there, and is not a trace\n"
+    assert path.read_text() == "print('hello')"
+    said = run(*RUN, "--trace", str(path / "none"), "true", status=125)
+    assert said == f"jitlisten run: cannot write '{path}/none': Not a directory\n"
+
+
+def test_the_variables_alone_trace():
+    said = run(sys.executable, "-c", "import llvmlite.binding", env={"JITLISTEN": "trace"})
+    assert said == (
+        "jitlisten: nothing is attached: JITLISTEN names trace: set JITLISTEN_TRACE to the path"
+        " of its file\n"
+    )
