@@ -2,70 +2,24 @@
 and these are where the references are."""
 
 import ctypes
-import random
 import threading
-from collections.abc import Callable
 
 import llvmlite.binding as llvm
 import pytest
-from jit import Program, target_machine
+from jit import target_machine
 from stacks import EXTRA, FORMS, KIND, LEAF, REFERENCE, call, chained, result
 from statepoints import DECLARATIONS, relocate, statepoint
 from test_safepoints import loaded
-from test_stackmap import emitted
+from walkers import FIRST, MOVED, Runtime
 
-import listeners
 from listeners import JITListenerError
-from listeners.safepoints import (
-    Anchor,
-    NativeWalker,
-    ObjectSafepoints,
-    ObjectTables,
-    Stacks,
-    read_word,
-    walk,
-    write_word,
-)
-from listeners.safepoints.framerule import FrameRule, FunctionRules
-from perfmap import FrameRules
-
-FIRST = 0x7000_0000_0000
-MOVED = 0x10_0000
-
-
-class Runtime:
-    """An engine, its safepoints, and both walkers over them."""
-
-    def __init__(self, linker: str, opt: int = 2) -> None:
-        self.program = Program(linker, opt=opt)
-        self.safepoints = listeners.Safepoints()
-        listeners.attach(self.program.engine, self.safepoints)
-        self.native = NativeWalker(self.safepoints)
-        self.stacks = Stacks()
-        self.entries: list[object] = []
-
-    def entry(self, function: Callable[..., object], *types: str) -> int:
-        made = self.stacks.entry(function, *types)
-        self.entries.append(made)
-        return made.address
-
-    def roots(self, anchors: list[Anchor] | None = None) -> list[tuple[int, int]]:
-        """What both walkers say, which is the same."""
-        anchors = self.stacks.anchors() if anchors is None else anchors
-        python = [root for frame in walk(self.safepoints, anchors) for root in frame.roots]
-        assert self.native.roots(anchors) == python
-        return python
+from listeners.safepoints import Anchor, ObjectTables, read_word, walk, write_word
 
 
 def move(roots: list[tuple[int, int]], by: int) -> None:
     """As a collector does: each slot once."""
     for slot in {slot for root in roots for slot in root if slot}:
         write_word(slot, read_word(slot) + by)
-
-
-@pytest.fixture
-def runtime(linker: str) -> Runtime:
-    return Runtime(linker)
 
 
 # Frames
@@ -326,209 +280,3 @@ def test_a_frame_pointer_that_points_below_is_an_error():
     (function,) = runtime.program.load(chained(runtime.entry(poll), ("dynamic",)), "f0")
     call(function, 2, FIRST)
     assert checked
-
-
-# The native table
-
-
-def test_the_native_table_knows_what_is_loaded_and_no_more(runtime):
-    runtime.program.load(chained(0), "f0")
-    first = [safepoint.address for safepoint in runtime.safepoints]
-    assert all(map(runtime.native.knows, first))
-    assert not any(runtime.native.knows(address + 1) for address in first)
-    late = NativeWalker(runtime.safepoints)
-    assert all(map(late.knows, first))
-    runtime.program.unload()
-    assert not any(map(runtime.native.knows, first))
-    assert not any(map(late.knows, first))
-
-
-class Checker(listeners.JITEventListener):
-    """Told after `Safepoints` of what goes, while nothing else can be at its addresses yet."""
-
-    def __init__(self) -> None:
-        self.native: NativeWalker
-        self.loaded = self.freed = 0
-        self.problems: list[str] = []
-
-    def on_safepoints(self, obj: listeners.LoadedObject, found: ObjectSafepoints) -> None:
-        self.loaded += 1
-        if not all(map(self.native.knows, found.maps.addresses)):
-            self.problems.append(f"{obj!r} is missing")
-
-    def notify_freeing_object(self, obj: listeners.LoadedObject) -> None:
-        self.freed += 1
-        if any(map(self.native.knows, ObjectTables(obj).safepoints.maps.addresses)):
-            self.problems.append(f"{obj!r} is left")
-
-
-def test_the_native_table_is_right_during_a_thousand_loads_and_unloads():
-    """Four threads load code, walk their stack in it and unload it; one walks its own all along."""
-    checker = Checker()
-    safepoints = listeners.Safepoints(checker.on_safepoints)
-    checker.native = native = NativeWalker(safepoints)
-    stacks = Stacks()
-    ended = threading.Event()
-    walked = 0
-
-    def compare() -> None:
-        anchors = stacks.anchors()
-        roots = [root for frame in walk(safepoints, anchors) for root in frame.roots]
-        if native.roots(anchors) != roots or len(roots) < 7:
-            checker.problems.append("other roots")
-
-    def stay() -> None:
-        nonlocal walked
-        anchors = stacks.anchors()
-        expected = native.roots(anchors)
-        while not ended.is_set():
-            if native.roots(anchors) != expected:
-                checker.problems.append("the roots have changed")
-            walked += 1
-
-    entry, staying = stacks.entry(compare), stacks.entry(stay)
-    elf = target_machine(opt=2).emit_object(llvm.parse_assembly(chained(entry.address)))
-
-    def load(linker: str) -> None:
-        program = Program(linker, opt=2)
-        with listeners.attach(program.engine, checker, safepoints):
-            for number in range(250):
-                builder = llvm.JITLibraryBuilder().add_object_img(elf).export_symbol("f0")
-                with builder.link(program.engine, f"library{number}") as library:
-                    if call(library["f0"], 3, FIRST) != result(3, FIRST):
-                        checker.problems.append("another result")
-
-    program = Program("mcjit", opt=2)
-    listeners.attach(program.engine, safepoints)
-    (function,) = program.load(chained(staying.address), "f0")
-    threads = [threading.Thread(target=call, args=(function, 30, FIRST))]
-    loaders = [
-        threading.Thread(target=load, args=(linker,)) for linker in ("rtdyld", "jitlink") * 2
-    ]
-    for thread in (*threads, *loaders):
-        thread.start()
-    for thread in loaders:
-        thread.join()
-    ended.set()
-    threads[0].join()
-    assert checker.problems == []
-    assert (checker.loaded, checker.freed) == (1001, 1000)
-    assert walked > 20
-    assert list(map(native.knows, [s.address for s in safepoints])) == [True] * 20
-
-
-def test_jitted_code_walks_its_own_stack(runtime):
-    """A collector in IR: it moves every reference by 2^20, each slot once."""
-    walker = runtime.native
-    text = f"""
-    declare ptr @llvm.addressofreturnaddress.p0()
-    declare ptr @llvm.frameaddress.p0(i32)
-    define void @collect() "frame-pointer"="all" {{
-      %anchor = alloca [4 x i64]
-      %buffer = alloca [2000 x i64]
-      %slot = call ptr @llvm.addressofreturnaddress.p0()
-      %frame = call ptr @llvm.frameaddress.p0(i32 0)
-      %fp = load i64, ptr %frame
-      store ptr %slot, ptr %anchor
-      %fp.at = getelementptr i64, ptr %anchor, i64 1
-      store i64 %fp, ptr %fp.at
-      %outer.at = getelementptr i64, ptr %anchor, i64 2
-      store ptr null, ptr %outer.at
-      %count = call i64 inttoptr (i64 {walker.walk_address} to ptr)(
-        ptr inttoptr (i64 {walker.table_address} to ptr), ptr %anchor, ptr %buffer, i64 1000)
-      %some = icmp sgt i64 %count, 0
-      br i1 %some, label %each, label %done
-    each:
-      %i = phi i64 [ 0, %0 ], [ %next, %after ]
-      %at = mul i64 %i, 2
-      %derived.at = add i64 %at, 1
-      %place = getelementptr i64, ptr %buffer, i64 %derived.at
-      %root = load ptr, ptr %place
-      %none = icmp eq ptr %root, null
-      br i1 %none, label %after, label %move
-    move:
-      %old = load i64, ptr %root
-      %new = add i64 %old, {MOVED}
-      store i64 %new, ptr %root
-      br label %after
-    after:
-      %next = add i64 %i, 1
-      %more = icmp slt i64 %next, %count
-      br i1 %more, label %each, label %done
-    done:
-      ret void
-    }}
-    """
-    (collect,) = runtime.program.load(text, "collect")
-    (function,) = runtime.program.load(chained(collect), "f0")
-    assert call(function, 40, FIRST) == result(40, FIRST, MOVED)
-
-
-def test_more_roots_than_expected_are_all_given(runtime):
-    found = []
-    (function,) = runtime.program.load(
-        chained(runtime.entry(lambda: found.append(len(runtime.roots())))), "f0"
-    )
-    call(function, 2000, FIRST)
-    assert found[0] > 4000
-
-
-# Rules of a frame
-
-
-def rules(code: bytes, initial: bytes = b"\x0c\x07\x08\x90\x01") -> FunctionRules:
-    return FunctionRules(FrameRules(1, -8, 16, initial, code))
-
-
-def test_rules_follow_the_code():
-    # push rbp; CFA rsp+16; rbp at CFA-16; mov rbp, rsp; CFA by rbp; …; pop; CFA rsp+8
-    found = rules(b"\x41\x0e\x10\x86\x02\x43\x0d\x06\x0a\x48\x0c\x07\x08\xc6\x44\x0b")
-    assert [found.at(offset) for offset in (1, 2, 5, 12, 13, 17)] == [
-        FrameRule(0, 0),
-        FrameRule(8, -8),
-        FrameRule(None, -8),
-        FrameRule(None, -8),
-        FrameRule(0, 0),
-        FrameRule(None, -8),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("code", "problem"),
-    [
-        (b"\x0c\x07", "cut off"),
-        (b"\x0b", "cut off"),
-        (b"\x3f", "call frame instruction 0x3f"),
-        (b"\x10\x06\x01\x00", "that compute rbp"),
-        (b"\x09\x06\x03", "that do not keep rbp"),
-    ],
-)
-def test_rules_that_are_malformed_or_unknown_are_refused(code, problem):
-    with pytest.raises(JITListenerError, match=problem):
-        rules(code)
-
-
-@pytest.mark.parametrize(
-    "code", [b"\x0f\x01\x00", b"\x0c\x03\x10", b"\x0c\x06\x20", b"\x0e\x04", b"\x86\x05"]
-)
-def test_a_frame_that_cannot_be_left_is_refused(code):
-    with pytest.raises(JITListenerError, match="whose return address is found by register"):
-        rules(code).at(4)
-
-
-def test_noise_for_rules_are_read_or_refused():
-    chance = random.Random(5)
-    refused = 0
-    for _ in range(10_000):
-        try:
-            rules(chance.randbytes(chance.randrange(30))).at(chance.randrange(100))
-        except JITListenerError:
-            refused += 1
-    assert 3000 < refused < 10_000
-
-
-def test_walks_are_refused_for_another_machine():
-    elf = emitted(chained(0, ("plain",)), "aarch64-unknown-linux-gnu", 2)
-    safepoint = ObjectTables(loaded(elf)).safepoints[0]
-    with pytest.raises(JITListenerError, match="on x86-64 alone"):
-        _ = safepoint.frame_rule

@@ -1,0 +1,153 @@
+"""The compiled walker: its table while code comes and goes, and JIT'd code that calls it."""
+
+import threading
+
+import llvmlite.binding as llvm
+from jit import Program, target_machine
+from stacks import call, chained, result
+from walkers import FIRST, MOVED
+
+import listeners
+from listeners.safepoints import NativeWalker, ObjectSafepoints, ObjectTables, Stacks, walk
+
+
+def test_the_native_table_knows_what_is_loaded_and_no_more(runtime):
+    runtime.program.load(chained(0), "f0")
+    first = [safepoint.address for safepoint in runtime.safepoints]
+    assert all(map(runtime.native.knows, first))
+    assert not any(runtime.native.knows(address + 1) for address in first)
+    late = NativeWalker(runtime.safepoints)
+    assert all(map(late.knows, first))
+    runtime.program.unload()
+    assert not any(map(runtime.native.knows, first))
+    assert not any(map(late.knows, first))
+
+
+class Checker(listeners.JITEventListener):
+    """Told after `Safepoints` of what goes, while nothing else can be at its addresses yet."""
+
+    def __init__(self) -> None:
+        self.native: NativeWalker
+        self.loaded = self.freed = 0
+        self.problems: list[str] = []
+
+    def on_safepoints(self, obj: listeners.LoadedObject, found: ObjectSafepoints) -> None:
+        self.loaded += 1
+        if not all(map(self.native.knows, found.maps.addresses)):
+            self.problems.append(f"{obj!r} is missing")
+
+    def notify_freeing_object(self, obj: listeners.LoadedObject) -> None:
+        self.freed += 1
+        if any(map(self.native.knows, ObjectTables(obj).safepoints.maps.addresses)):
+            self.problems.append(f"{obj!r} is left")
+
+
+def test_the_native_table_is_right_during_a_thousand_loads_and_unloads():
+    """Four threads load code, walk their stack in it and unload it; one walks its own all along."""
+    checker = Checker()
+    safepoints = listeners.Safepoints(checker.on_safepoints)
+    checker.native = native = NativeWalker(safepoints)
+    stacks = Stacks()
+    ended = threading.Event()
+    walked = 0
+
+    def compare() -> None:
+        anchors = stacks.anchors()
+        roots = [root for frame in walk(safepoints, anchors) for root in frame.roots]
+        if native.roots(anchors) != roots or len(roots) < 7:
+            checker.problems.append("other roots")
+
+    def stay() -> None:
+        nonlocal walked
+        anchors = stacks.anchors()
+        expected = native.roots(anchors)
+        while not ended.is_set():
+            if native.roots(anchors) != expected:
+                checker.problems.append("the roots have changed")
+            walked += 1
+
+    entry, staying = stacks.entry(compare), stacks.entry(stay)
+    elf = target_machine(opt=2).emit_object(llvm.parse_assembly(chained(entry.address)))
+
+    def load(linker: str) -> None:
+        program = Program(linker, opt=2)
+        with listeners.attach(program.engine, checker, safepoints):
+            for number in range(250):
+                builder = llvm.JITLibraryBuilder().add_object_img(elf).export_symbol("f0")
+                with builder.link(program.engine, f"library{number}") as library:
+                    if call(library["f0"], 3, FIRST) != result(3, FIRST):
+                        checker.problems.append("another result")
+
+    program = Program("mcjit", opt=2)
+    listeners.attach(program.engine, safepoints)
+    (function,) = program.load(chained(staying.address), "f0")
+    threads = [threading.Thread(target=call, args=(function, 30, FIRST))]
+    loaders = [
+        threading.Thread(target=load, args=(linker,)) for linker in ("rtdyld", "jitlink") * 2
+    ]
+    for thread in (*threads, *loaders):
+        thread.start()
+    for thread in loaders:
+        thread.join()
+    ended.set()
+    threads[0].join()
+    assert checker.problems == []
+    assert (checker.loaded, checker.freed) == (1001, 1000)
+    assert walked > 20
+    assert list(map(native.knows, [s.address for s in safepoints])) == [True] * 20
+
+
+def test_jitted_code_walks_its_own_stack(runtime):
+    """A collector in IR: it moves every reference by 2^20, each slot once."""
+    walker = runtime.native
+    text = f"""
+    declare ptr @llvm.addressofreturnaddress.p0()
+    declare ptr @llvm.frameaddress.p0(i32)
+    define void @collect() "frame-pointer"="all" {{
+      %anchor = alloca [4 x i64]
+      %buffer = alloca [2000 x i64]
+      %slot = call ptr @llvm.addressofreturnaddress.p0()
+      %frame = call ptr @llvm.frameaddress.p0(i32 0)
+      %fp = load i64, ptr %frame
+      store ptr %slot, ptr %anchor
+      %fp.at = getelementptr i64, ptr %anchor, i64 1
+      store i64 %fp, ptr %fp.at
+      %outer.at = getelementptr i64, ptr %anchor, i64 2
+      store ptr null, ptr %outer.at
+      %count = call i64 inttoptr (i64 {walker.walk_address} to ptr)(
+        ptr inttoptr (i64 {walker.table_address} to ptr), ptr %anchor, ptr %buffer, i64 1000)
+      %some = icmp sgt i64 %count, 0
+      br i1 %some, label %each, label %done
+    each:
+      %i = phi i64 [ 0, %0 ], [ %next, %after ]
+      %at = mul i64 %i, 2
+      %derived.at = add i64 %at, 1
+      %place = getelementptr i64, ptr %buffer, i64 %derived.at
+      %root = load ptr, ptr %place
+      %none = icmp eq ptr %root, null
+      br i1 %none, label %after, label %move
+    move:
+      %old = load i64, ptr %root
+      %new = add i64 %old, {MOVED}
+      store i64 %new, ptr %root
+      br label %after
+    after:
+      %next = add i64 %i, 1
+      %more = icmp slt i64 %next, %count
+      br i1 %more, label %each, label %done
+    done:
+      ret void
+    }}
+    """
+    (collect,) = runtime.program.load(text, "collect")
+    (function,) = runtime.program.load(chained(collect), "f0")
+    assert call(function, 40, FIRST) == result(40, FIRST, MOVED)
+
+
+def test_more_roots_than_expected_are_all_given(runtime):
+    found = []
+    (function,) = runtime.program.load(
+        chained(runtime.entry(lambda: found.append(len(runtime.roots())))), "f0"
+    )
+    call(function, 2000, FIRST)
+    assert found[0] > 4000
