@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import atexit
+import gc
 import os
 import subprocess
 import sys
@@ -59,6 +60,12 @@ def linker(request: pytest.FixtureRequest) -> str:
 def program(linker: str) -> Program:
     """An engine of that kind with nothing loaded."""
     return Program(linker)
+
+
+@pytest.fixture
+def settled() -> None:
+    """For tests that count: what others have left for the collector goes before, not meanwhile."""
+    gc.collect()
 
 
 @pytest.fixture

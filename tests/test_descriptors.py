@@ -16,6 +16,8 @@ from targets import line, llvm_descriptor, native_image, target, without_address
 import gdbjit
 from gdbjit.layout import CodeDescriptor, CodeEntry
 
+pytestmark = pytest.mark.usefixtures("settled")
+
 
 def compiled(name: str, value: int = 42) -> bytes:
     """An object with one function."""

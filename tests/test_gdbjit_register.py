@@ -22,6 +22,8 @@ from targets import llvm_descriptor, native_image
 import gdbjit
 from gdbjit.layout import NOACTION, CodeDescriptor, CodeEntry
 
+pytestmark = pytest.mark.usefixtures("settled")
+
 IMAGE = native_image()
 
 
