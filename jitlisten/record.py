@@ -25,7 +25,8 @@ from typing import IO, NoReturn
 
 from listeners.errors import JITListenerError
 
-from . import doctor
+from . import perfchecks
+from .checks import first_line
 from .perftool import perf_tool
 from .run import NOT_EXECUTABLE, NOT_FOUND, become, listening
 
@@ -178,8 +179,8 @@ def _chosen(given: dict[str, str], pid: int) -> list[str]:
     if "k" not in given:
         options.append("--clockid=mono")  # a jitdump's
     if "e" not in given:
-        event = "cycles" if doctor.counters().state == "ok" else "cpu-clock"
-        options.append(f"--event={event}" + ("" if doctor.may_sample_kernel() else ":u"))
+        event = "cycles" if perfchecks.counters().state == "ok" else "cpu-clock"
+        options.append(f"--event={event}" + ("" if perfchecks.may_sample_kernel() else ":u"))
     if not given.keys() & set("Fc"):
         options.append("--freq=999")
     if "g" not in given:
@@ -194,7 +195,11 @@ def _chosen(given: dict[str, str], pid: int) -> list[str]:
 
 def _choose_listener(dumps: bool) -> str:
     """The best of the listeners for perf that work here, "" if none does; says why."""
-    checks = {"images": doctor.images, "jitdump": doctor.jitdump, "perf-map": doctor.map_file}
+    checks = {
+        "images": perfchecks.images,
+        "jitdump": perfchecks.jitdump,
+        "perf-map": perfchecks.map_file,
+    }
     if not dumps:
         del checks["jitdump"]
     problems = []
@@ -316,9 +321,9 @@ class _Perf:
         """What perf says is wrong."""
         self._messages.seek(0)
         message = self._messages.read()
-        said = doctor.first_line(message) or f"status {self._process.returncode}, without a message"
+        said = first_line(message) or f"status {self._process.returncode}, without a message"
         if "perf_event_paranoid" in message or "perf_event_open" in message:
-            said += f"; {doctor.PERF_REMEDY}"
+            said += f"; {perfchecks.REMEDY}"
         return f"perf record: {said}"
 
 
@@ -350,7 +355,7 @@ def _name_dumped(perf: str, data: Path) -> None:
                 _show_progress(process, dumps)
             messages.seek(0)
             if process.returncode:
-                said = doctor.first_line(messages.read()) or f"status {process.returncode}"
+                said = first_line(messages.read()) or f"status {process.returncode}"
                 raise JITListenerError(f"perf inject: {said}; {data} is as perf recorded it")
         injected.replace(data)
     finally:
