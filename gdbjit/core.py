@@ -88,9 +88,6 @@ class Core(Memory):
             address += len(part)
         return b"".join(parts)
 
-    def read_all(self, addresses: Sequence[int], size: int) -> list[bytes]:
-        return [self.read(address, size) for address in addresses]
-
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | GDBJITError]:
         found: list[bytes | GDBJITError] = []
         for address, size in ranges:

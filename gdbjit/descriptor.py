@@ -1,8 +1,7 @@
 """Descriptors of the GDB JIT interface, and what is registered in them, to be looked at.
 
 Those of another process are read while that process runs and edits its lists, without its help:
-`codelist` says how that comes out right. An image is read twice, and its entry found in the list in
-between: so it was not memory that something else was being written to.
+`codelist` says how that comes out right.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from .process import Memory
 MAX_IMAGES = 1 << 32  # bytes
 MAX_UNREADABLE = 100
 CHUNK, CHUNK_ENTRIES = 1 << 24, 1 << 10  # bytes of images, and images, that are read together
-ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,7 @@ class Descriptor:
         """
         with ExitStack() as stack:
             nodes = self._list(self._open(stack)).entries()
-        found = []
-        for address, data in reversed(nodes.items()):
-            _next, _prev, symfile, size = self._layout.entry.unpack(data)
-            found.append(Entry(address, symfile, size, self))
-        return found
+        return self._entries(nodes)
 
     def images(self) -> Iterator[tuple[Entry, bytes]]:
         """What is registered, oldest first, each entry with its image: many are read at once.
@@ -70,7 +64,11 @@ class Descriptor:
         Entries that are unregistered meanwhile are left out. Raises GDBJITError as `entries`
         does, at once if there are more than 4 GiB of images, and in the end if some cannot be read.
         """
-        entries = self.entries()
+        with ExitStack() as stack:
+            code_list = self._list(self._open(stack))
+            nodes = code_list.entries()
+            points_back = code_list.points_back(nodes)
+        entries = self._entries(nodes)
         total = sum(entry.size for entry in entries)
         if total > MAX_IMAGES:
             raise GDBJITError(
@@ -84,10 +82,14 @@ class Descriptor:
             while end < min(len(entries), at + CHUNK_ENTRIES) and size <= CHUNK:
                 size += entries[end].size
                 end += 1
-            for entry, image in self._images(entries[at:end]):
+            chunk = {entry.address: nodes[entry.address] for entry in entries[at:end]}
+            with ExitStack() as stack:
+                images = self._list(self._open(stack)).images(chunk, points_back)
+            for entry in entries[at:end]:
+                image = images.get(entry.address)
                 if isinstance(image, bytes):
                     yield entry, image
-                else:
+                elif image is not None:
                     unreadable.append((entry, image))
             at = end
         if unreadable:
@@ -106,26 +108,13 @@ class Descriptor:
         with ExitStack() as stack:
             return self._open(stack).read(address, size)
 
-    def _images(self, entries: list[Entry]) -> list[tuple[Entry, bytes | GDBJITError]]:
-        """The images of those entries that are registered, or why they cannot be read."""
-        found: dict[Entry, bytes | GDBJITError] = {}
-        pending = {entry.address: entry for entry in entries}
-        with ExitStack() as stack:
-            memory = self._open(stack)
-            for attempt in range(ATTEMPTS):
-                ranges = {a: (entry.symfile_address, entry.size) for a, entry in pending.items()}
-                images = memory.read_ranges(list(ranges.values()))
-                linked = self._list(memory).linked(ranges)
-                again = memory.read_ranges(list(ranges.values()))
-                for entry, image, same in zip(tuple(pending.values()), images, again, strict=True):
-                    if entry.address not in linked:
-                        del pending[entry.address]
-                    elif image == same or attempt == ATTEMPTS - 1:
-                        found[entry] = image if image == same else _failure(image)
-                        del pending[entry.address]
-                if not pending:
-                    break
-        return [(entry, found[entry]) for entry in entries if entry in found]
+    def _entries(self, nodes: dict[int, bytes]) -> list[Entry]:
+        """The entries of these structures, in reverse order."""
+        found = []
+        for address, data in reversed(nodes.items()):
+            _next, _prev, symfile, size = self._layout.entry.unpack(data)
+            found.append(Entry(address, symfile, size, self))
+        return found
 
     def _list(self, memory: Memory) -> CodeList:
         return CodeList(memory, self.address, self._layout)
@@ -220,9 +209,3 @@ def own(address: int, register_code: int, library: str) -> Descriptor:
     header, _form = elf.native()
     native = layout(header.ident[4], header.ident[5], header.machine)
     return Descriptor(address, register_code, library, True, None, native)
-
-
-def _failure(image: bytes | GDBJITError) -> GDBJITError:
-    if isinstance(image, GDBJITError):
-        return image
-    return GDBJITError("it changes faster than it can be read: try again")

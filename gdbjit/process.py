@@ -23,6 +23,7 @@ from .errors import GDBJITError
 BULK = 1 << 20
 MAX_READ = 1 << 30
 IOV_MAX = 1024
+PAGE = 4096  # the smallest there is
 ADDRESS_SPACE = 1 << 64
 
 
@@ -98,48 +99,52 @@ class Memory:
             rest -= len(part)
         return b"".join(parts)
 
-    def read_all(self, addresses: Sequence[int], size: int) -> list[bytes]:
-        """`size` bytes at each of `addresses`, as near to one moment as can be."""
-        pid = os.getpid() if self.pid is None else self.pid
-        try:
-            data = b"".join(
-                _read_vm(pid, [(at, size) for at in addresses[start : start + IOV_MAX]])
-                for start in range(0, len(addresses), IOV_MAX)
-            )
-        except OSError as error:
-            if error.errno == errno.EFAULT:
-                raise self._error("cannot read many addresses at once", error) from error
-            data = b""  # a sandbox forbids it
-        if len(data) != size * len(addresses):
-            return [self.read(address, size) for address in addresses]
-        return [data[at : at + size] for at in range(0, len(data), size)]
-
     def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes | GDBJITError]:
-        """The bytes of each range (address, size), or why they cannot be read."""
+        """The bytes of each range (address, size), or why they cannot be read.
+
+        Ranges near each other are read in one piece. Each piece of a system call takes the lock
+        that the process itself wants in order to map memory: their number is what reading costs it.
+        """
+        spans = _spans(ranges)
+        found: list[bytes | GDBJITError] = [b""] * len(ranges)
+        for (start, _, inside), data in zip(spans, self._pieces(spans), strict=True):
+            for index in inside:
+                address, size = ranges[index]
+                try:
+                    found[index] = (
+                        self.read(address, size)
+                        if data is None
+                        else data[address - start : address - start + size]
+                    )
+                except GDBJITError as error:
+                    found[index] = error
+        return found
+
+    def _pieces(self, spans: Sequence[_Span]) -> list[bytes | None]:
+        """The bytes of each span, None where they cannot be read in this way."""
         pid = os.getpid() if self.pid is None else self.pid
-        found: list[bytes | GDBJITError] = []
-        while len(found) < len(ranges):
-            # The kernel stops at the first byte that is not mapped.
+        found: list[bytes | None] = []
+        while len(found) < len(spans):
             batch = []
-            for address, size in ranges[len(found) : len(found) + IOV_MAX]:
-                if size > BULK or address + size > ADDRESS_SPACE:
+            for start, end, _ in spans[len(found) : len(found) + IOV_MAX]:
+                if end - start > BULK or end > ADDRESS_SPACE:
                     break
-                batch.append((address, size))
+                batch.append((start, end - start))
             try:
                 data = _read_vm(pid, batch) if batch else b""
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.EFAULT:  # a sandbox forbids it, or the process has ended
+                    return found + [None] * (len(spans) - len(found))
                 data = b""
-            at = 0
+            at = read = 0
             for _, size in batch:
                 if at + size > len(data):
                     break
                 found.append(data[at : at + size])
                 at += size
-            if len(found) < len(ranges) and (len(data) > at or not at):
-                try:
-                    found.append(self.read(*ranges[len(found)]))
-                except GDBJITError as error:
-                    found.append(error)
+                read += 1
+            if read < len(batch) or not batch:  # the kernel stops at what is not mapped
+                found.append(None)
         return found
 
     def string(self, address: int, limit: int = 4096) -> bytes:
@@ -234,6 +239,32 @@ class Memory:
                 )
             return GDBJITError(f"{who}: there is no such process (any more)")
         return GDBJITError(f"{who}: {problem}: {error.strerror}")
+
+
+class _Span(NamedTuple):
+    """A piece of memory that holds some ranges."""
+
+    start: int
+    end: int
+    ranges: list[int]
+    """Their indices."""
+
+
+def _spans(ranges: Sequence[tuple[int, int]]) -> list[_Span]:
+    """Pieces that cover the ranges, by address. None has a page in which there is no range."""
+    spans: list[_Span] = []
+    start = end = 0
+    inside: list[int] = []
+    for index in sorted(range(len(ranges)), key=ranges.__getitem__):
+        address, size = ranges[index]
+        if not inside or address - end >= PAGE or address + size - start > BULK:
+            start, end, inside = address, address, []
+            spans.append(_Span(start, end, inside))
+        inside.append(index)
+        if address + size > end:
+            end = address + size
+            spans[-1] = _Span(start, end, inside)
+    return spans
 
 
 def _read_vm(pid: int, ranges: Sequence[tuple[int, int]]) -> bytes:
