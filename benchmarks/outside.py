@@ -3,14 +3,16 @@
     python benchmarks/outside.py [OBJECTS] [SECONDS]
 
 A program holds OBJECTS (10,000) objects and loads and unloads others as fast as it can, for SECONDS
-(30) by itself, beside something that is busy and does not look, and while it is listed all the
-time. Every list is checked.
+(30) by itself, beside something that is busy and does not look, while `jitlisten list --json` runs
+again and again, and while one process does nothing but read it. Every list is checked.
 """
 
+import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -32,7 +34,16 @@ def names(pid: int) -> set[str]:
     }
 
 
-def loads_per_second(objects: int, seconds: float, beside: str) -> tuple[float, list[float]]:
+def command(pid: int) -> set[str]:
+    """The same, from the command."""
+    line = (sys.executable, "-m", "jitlisten", "list", "--json", str(pid))
+    objects = json.loads(subprocess.run(line, check=True, capture_output=True).stdout)["objects"]
+    return {function["name"] for found in objects for function in found["functions"]}
+
+
+def loads_per_second(
+    objects: int, seconds: float, beside: str | Callable[[int], set[str]]
+) -> tuple[float, list[float]]:
     """What the program gets done, and how long each list took."""
     taken = []
     expected = {f"stay_{number:07}" for number in range(objects)}
@@ -53,7 +64,8 @@ def loads_per_second(objects: int, seconds: float, beside: str) -> tuple[float, 
                 sum(range(100_000))
                 continue
             start = time.perf_counter()
-            found = names(process.pid)
+            assert callable(beside)
+            found = beside(process.pid)
             taken.append(time.perf_counter() - start)
             assert expected <= found, "an object that stayed is missing"
             wrong = [name for name in found - expected if not name.startswith("pass_")]
@@ -67,9 +79,10 @@ def main() -> None:
     table = Table("", "loads a second", "lists", "median list", "longest list")
     table.add_row("by itself", f"{loads_per_second(objects, seconds, 'nothing')[0]:.0f}")
     table.add_row("beside a busy program", f"{loads_per_second(objects, seconds, 'work')[0]:.0f}")
-    listed, taken = loads_per_second(objects, seconds, "lists")
-    times = [f"{1000 * value:.0f} ms" for value in (statistics.median(taken), max(taken))]
-    table.add_row("while it is listed", f"{listed:.0f}", str(len(taken)), *times)
+    for title, listing in (("while it is listed", command), ("while it is read", names)):
+        loads, taken = loads_per_second(objects, seconds, listing)
+        times = [f"{1000 * value:.0f} ms" for value in (statistics.median(taken), max(taken))]
+        table.add_row(title, f"{loads:.0f}", str(len(taken)), *times)
     Console().print(f"{objects} objects, {seconds:.0f} s each", table)
 
 
