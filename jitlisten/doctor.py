@@ -29,7 +29,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import perfchecks
+from . import gdbtool, perfchecks
 from .checks import PYTHON, TIMEOUT, Check, State, probe_engine, run, setting, version_of
 from .outside import carry_out
 
@@ -116,15 +116,15 @@ def _checks() -> Iterator[Check]:
 
 
 def _gdb(descriptor: gdbjit.Descriptor | None) -> Check:
-    version = version_of("gdb", r"^GNU gdb .*?(\d+)(\.\d[\w.-]*)\s*$")
+    version = version_of("gdb", gdbtool.VERSION)
     if isinstance(version, Check):
         return version
-    if version[1] == "15" and descriptor and not descriptor.exported:
+    if gdbtool.sees_exported_only(version[0]) and descriptor and not descriptor.exported:
         return Check(
             "gdb",
             "warning",
             f"{version[1]}{version[2]}: does not see the descriptor of libllvmlite, which is local",
-            "jitlisten run --gdb-all, GDBRegistration(all=True), or gdb 16",
+            "jitlisten run --gdb, which minds it, GDBRegistration(all=True), or gdb 16",
         )
     return Check("gdb", "ok", f"{version[1]}{version[2]}")
 

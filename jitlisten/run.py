@@ -7,7 +7,7 @@ This process then becomes the program, so that all else is as it would be withou
 """
 
 # Without pathlib, whose import takes longer than all of this.
-# ruff: noqa: PTH100, PTH118, PTH120, PTH123
+# ruff: noqa: PTH100, PTH118, PTH119, PTH120, PTH123
 
 from __future__ import annotations
 
@@ -44,8 +44,12 @@ def main(arguments: list[str]) -> int:
         allow_abbrev=False,
     )
     debuggers = parser.add_mutually_exclusive_group()
-    debuggers.add_argument("--gdb", action="store_true", help="gdb and lldb see the code")
-    debuggers.add_argument("--gdb-all", action="store_true", help="gdb 15 sees it, too")
+    debuggers.add_argument(
+        "--gdb",
+        action="store_true",
+        help="gdb and lldb see the code; with a gdb 15 on PATH, the same as --gdb-all",
+    )
+    debuggers.add_argument("--gdb-all", action="store_true", help="a gdb 15 elsewhere sees it, too")
     parser.add_argument("--perf-map", action="store_true", help="perf names it")
     parser.add_argument(
         "--images", action="store_true", help="perf knows its lines and callers, too"
@@ -63,7 +67,8 @@ def main(arguments: list[str]) -> int:
     if not command:
         parser.error("no program is given")
 
-    environment = listening([name.replace("_", "-") for name in chosen or ["gdb", "perf-map"]])
+    names = [name.replace("_", "-") for name in chosen or ["gdb", "perf-map"]]
+    environment = listening([_resolved(name, command[0]) for name in names])
     trace = given["trace"]
     if trace is not None:
         environment[TRACE_VARIABLE] = os.path.abspath(trace)
@@ -101,6 +106,19 @@ def become(name: str, command: list[str], environment: dict[str, str]) -> int:
         status, problem = NOT_EXECUTABLE, error.strerror
     print(f"jitlisten {name}: cannot run {command[0]!r}: {problem}", file=sys.stderr)
     return status
+
+
+def _resolved(name: str, program: str) -> str:
+    """The listener of this name for the debugger there is: the program itself, or gdb on PATH.
+
+    It is asked here, once, and not by every Python that is started.
+    """
+    if name != "gdb":
+        return name
+    from .gdbtool import asks_for_all
+
+    debugger = program if os.path.basename(program) == "gdb" else "gdb"
+    return "gdb-all" if asks_for_all(debugger) else "gdb"
 
 
 def _empty(trace: str) -> None:

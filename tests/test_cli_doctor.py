@@ -110,7 +110,7 @@ def test_gdb_15_is_told_from_others(programs: Path, says: str, state: str) -> No
     (programs / "gdb").chmod(0o755)
     check = doctor(PATH=str(programs))["gdb"]
     assert check["state"] == state
-    assert ("--gdb-all" in check["remedy"]) == (state == "warning")
+    assert ("GDBRegistration(all=True)" in check["remedy"]) == (state == "warning")
 
 
 def test_without_the_right_to_trace_nothing_can_be_debugged() -> None:
