@@ -62,6 +62,9 @@ def _run(module: str, arguments: list[str]) -> int:
     import os
     from importlib import import_module
 
+    from .startup import cancel
+
+    cancel()
     if sys.stderr is None:  # closed: what is said goes nowhere, and not to stdout
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     try:

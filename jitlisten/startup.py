@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-__all__ = ["LISTENERS", "TRACE_VARIABLE", "VARIABLE", "start"]
+__all__ = ["LISTENERS", "TRACE_VARIABLE", "VARIABLE", "cancel", "start"]
 
 VARIABLE = "JITLISTEN"
 TRACE_VARIABLE = "JITLISTEN_TRACE"
@@ -45,6 +45,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """The directory that our packages are installed in."""
 
 _started = False
+_wanted: list[str] = []
 
 
 def start() -> None:
@@ -65,9 +66,15 @@ def start() -> None:
         _complain(f"{VARIABLE} names trace: set {TRACE_VARIABLE} to the path of its file")
     elif names:
         try:
-            _after_import("llvmlite.binding", lambda: _attach(names))
+            _wanted.extend(names)
+            _after_import("llvmlite.binding", lambda: _attach(_wanted))
         except OSError as error:  # half uninstalled
             _complain(f"{error}")
+
+
+def cancel() -> None:
+    """Attach nothing after all: this is a command of ours, which JITLISTEN is not meant for."""
+    _wanted.clear()
 
 
 def _after_import(name: str, action: Callable[[], None]) -> None:
@@ -81,6 +88,8 @@ def _after_import(name: str, action: Callable[[], None]) -> None:
 
 
 def _attach(names: Sequence[str]) -> None:
+    if not names:
+        return
     try:
         listeners = _import_listeners()
         chosen = (LISTENERS[name] for name in names)

@@ -123,6 +123,8 @@ class ObjectFile:
             table, self.flags, _, _, _, entry_size, count, self.names_index,
         ) = HEADER.unpack_from(data)  # fmt: skip
         self.section_table = table
+        if magic == b"\x7fELF" and elf_class == 1:
+            raise JITListenerError("a 32-bit ELF file: only 64-bit ones are read")
         if magic != b"\x7fELF" or elf_class != 2 or byte_order != 1:
             raise JITListenerError(
                 f"not a little-endian ELF64 file: it begins with {data[:6].hex()}"

@@ -120,7 +120,11 @@ def check_code(start: int, end: int, mine: bool = False) -> None:
             what = "shared" if "s" in mapping.access else "writable, or not executable"
             raise PerfMapError(f"pages of the code are {what}")
         if not (mapping.anonymous or mine):
-            raise PerfMapError("pages of the code are mapped from a file already")
+            path = next((m.name for m in _mappings() if m.start <= address < m.end), "")
+            raise PerfMapError(
+                f"pages of the code are mapped from a file in {str(Path(path).parent)!r} already:"
+                " by another CodeImages (one is enough), or by the engine itself"
+            )
         address = mapping.end
 
 

@@ -357,7 +357,7 @@ def changed(offset: int, value: bytes) -> bytes:
 MALFORMED = {
     "nothing": (lambda: b"", "0 bytes"),
     "no ELF": (lambda: b"#!/bin/sh" * 20, "begins with 2321"),
-    "32 bits": (lambda: changed(4, b"\1"), "not a little-endian ELF64 file"),
+    "32 bits": (lambda: changed(4, b"\1"), "a 32-bit ELF file"),
     "big endian": (lambda: changed(5, b"\2"), "not a little-endian ELF64 file"),
     "executable": (lambda: changed(16, b"\2"), "type 2"),
     "cut off": (lambda: emitted(GOOD)[:-1], "section headers of 64 bytes"),
