@@ -21,6 +21,7 @@ from .errors import GDBJITError
 # pread() makes room for all it is asked for before it reads, so a size that is more than this
 # is compared with what is mapped first.
 BULK = 1 << 20
+BATCH = 1 << 24  # bytes of one system call
 MAX_READ = 1 << 30
 IOV_MAX = 1024
 PAGE = 4096  # the smallest there is
@@ -126,8 +127,10 @@ class Memory:
         found: list[bytes | None] = []
         while len(found) < len(spans):
             batch = []
+            room = BATCH
             for start, end, _ in spans[len(found) : len(found) + IOV_MAX]:
-                if end - start > BULK or end > ADDRESS_SPACE:
+                room -= end - start
+                if end - start > BULK or end > ADDRESS_SPACE or room < 0:
                     break
                 batch.append((start, end - start))
             try:
