@@ -9,8 +9,11 @@ from collections.abc import Callable
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, FILTER = 22, 38, 2
 LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
 ALLOW, EPERM = 0x7FFF0000, 0x00050001
-SYSTEM_CALLS = {"x86_64": {"mmap": 9, "ptrace": 101, "perf_event_open": 298}}.get(
-    os.uname().machine, {"mmap": 222, "ptrace": 117, "perf_event_open": 241}
+SYSTEM_CALLS = {
+    "x86_64": {"mmap": 9, "ptrace": 101, "perf_event_open": 298, "process_vm_readv": 310}
+}.get(
+    os.uname().machine,
+    {"mmap": 222, "ptrace": 117, "perf_event_open": 241, "process_vm_readv": 270},
 )
 libc = ctypes.CDLL(None)
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from denied import deny
 from targets import line, target
 
 import gdbjit
@@ -54,6 +58,30 @@ say("ready"); wait()
         assert line(process) == "ready"
         (descriptor,) = gdbjit.descriptors(process.pid)
         assert [image[-1] for _, image in descriptor.images()] == list(range(20))
+
+
+def test_a_sandbox_without_process_vm_readv_reads_one_by_one() -> None:
+    script = """
+kept = [gdbjit.register(image + bytes([n % 256])) for n in range(3000)]
+say("ready"); wait()
+"""
+    reader = """
+import sys, gdbjit
+(descriptor,) = gdbjit.descriptors(int(sys.argv[1]))
+print(*(image[-1] for _, image in descriptor.images()))
+"""
+    with target(script) as process:
+        assert line(process) == "ready"
+        done = subprocess.run(
+            [sys.executable, "-c", reader, str(process.pid)],
+            env={**os.environ, "PYTHONPATH": str(Path(gdbjit.__file__).parent.parent)},
+            preexec_fn=deny("process_vm_readv"),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    assert done.stdout.split() == [str(n % 256) for n in range(3000)]
 
 
 def test_an_object_takes_few_pieces_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
