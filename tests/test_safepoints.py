@@ -1,6 +1,8 @@
 """The listener `Safepoints`: each safepoint where the code really is, from load to unload."""
 
 import ctypes
+import sys
+import threading
 
 import llvmlite.binding as llvm
 import pytest
@@ -228,10 +230,12 @@ def test_numbas_code_and_safepoints_are_told_apart():
         )
 
 
-def loaded(elf: bytes) -> listeners.LoadedObject:
+def loaded(elf: bytes, start: int = 0) -> listeners.LoadedObject:
     file = ObjectFile(elf)
     addresses = {
-        index: 0x10000 * index for index, header in enumerate(file.sections) if header.flags & 2
+        index: start + 0x10000 * index
+        for index, header in enumerate(file.sections)
+        if header.flags & 2
     }
     return listeners.LoadedObject(lambda: file, ctypes.string_at, addresses)
 
@@ -259,6 +263,47 @@ def test_an_object_with_a_malformed_table_answers_for_all_its_code_with_the_erro
         safepoints.lookup(obj.function("f1").address + 5)
     safepoints.notify_freeing_object(obj)
     assert safepoints.lookup(obj.function("f1").address + 5) is None
+
+
+def test_look_ups_find_what_stays_while_other_objects_come_and_go():
+    safepoints = listeners.Safepoints()
+    elf = compiled("define void @plain() { ret void }")
+    stays, around = loaded(elf, 1 << 30), [loaded(elf, number << 24) for number in range(40)]
+    safepoints.notify_object_loaded(stays)
+    address = stays.function("plain").address
+    ended, missed = threading.Event(), []
+
+    def look() -> None:
+        while not ended.is_set():
+            if safepoints.code_name(address) != "plain":
+                missed.append(address)
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(300):
+            for obj in around:
+                safepoints.notify_object_loaded(obj)
+            for obj in around:
+                safepoints.notify_freeing_object(obj)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert missed == []
+
+
+def test_functions_in_several_sections_are_found_in_any_order():
+    text = chain(0).replace("noinline gc", 'noinline section ".elsewhere" gc', 1)
+    safepoints = listeners.Safepoints()
+    safepoints.notify_object_loaded(loaded(compiled(text), 1 << 30))
+    addresses = [safepoint.address for safepoint in safepoints]
+    assert addresses != sorted(addresses)
+    assert [safepoints.lookup(address) for address in addresses] == list(safepoints)
 
 
 def test_a_function_outside_the_objects_code_is_refused():

@@ -7,7 +7,7 @@ run until it is freed.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,10 +68,10 @@ class Safepoints(JITEventListener):
         self._on_safepoints = on_safepoints
         self._lock = RLock()
         self._watchers: list[Watcher] = []
-        self._code: tuple[_Code, ...] = ()
-        """By address. Replaced, never changed, as others look things up meanwhile."""
-        self._keys: set[int] = set()
-        """Of all objects that are loaded."""
+        self._code: list[_Code] = []
+        """By address. It changes with the lock held, while others look things up."""
+        self._loaded: dict[int, list[_Code]] = {}
+        """The code of each object, by the object's key."""
         self._tables: dict[int, ObjectTables] = {}
         """By the object's key."""
         self._found: dict[int, Safepoint] = {}
@@ -79,14 +79,14 @@ class Safepoints(JITEventListener):
 
     def notify_object_loaded(self, obj: LoadedObject) -> None:
         with self._lock:
-            if obj.key in self._keys:
+            if obj.key in self._loaded:
                 return  # heard by way of another attachment
-            self._keys.add(obj.key)
+            self._loaded[obj.key] = []
         tables = error = None
         if ObjectTables.are_in(obj):
             tables = ObjectTables(obj)
             try:  # now, not at the first collection or fault
-                _ = tables.safepoints.by_address, tables.handlers
+                _ = tables.safepoints, tables.handlers
             except JITListenerError as refused:
                 error = refused
         code = [
@@ -95,7 +95,9 @@ class Safepoints(JITEventListener):
             if section.flags & SHF_EXECINSTR
         ]
         with self._lock:
-            self._code = tuple(sorted((*self._code, *code), key=_start))
+            self._loaded[obj.key] = code
+            for part in code:
+                insort(self._code, part, key=_start)
             if tables and not error:
                 self._tables[obj.key] = tables
             for watcher in self._watchers:
@@ -107,28 +109,25 @@ class Safepoints(JITEventListener):
 
     def notify_freeing_object(self, obj: LoadedObject) -> None:
         with self._lock:
-            if obj.key not in self._keys:
+            if obj.key not in self._loaded:
                 return
-            self._keys.remove(obj.key)
             for watcher in self._watchers:
                 watcher.freeing(obj)
-            self._code = tuple(code for code in self._code if code.object is not obj)
+            for part in self._loaded.pop(obj.key):
+                at = bisect_left(self._code, part.start, key=_start)
+                while self._code[at] is not part:
+                    at += 1
+                del self._code[at]
             if self._tables.pop(obj.key, None):
                 # A look-up under way may still put a safepoint of it into the old dictionary.
-                self._found = {
-                    address: safepoint
-                    for address, safepoint in self._found.items()
-                    if safepoint.object is not obj
-                }
+                self._found = {}
 
     def watch(self, watcher: Watcher) -> None:
         """Tell `watcher` of what is loaded, and of all that comes and goes from now on."""
         with self._lock:
-            by_object: dict[LoadedObject, list[_Code]] = {}
-            for code in self._code:
-                by_object.setdefault(code.object, []).append(code)
-            for obj, ranges in by_object.items():
-                _tell(watcher, obj, ranges)
+            for code in self._loaded.values():
+                if code:
+                    _tell(watcher, code[0].object, code)
             self._watchers.append(watcher)
 
     def __iter__(self) -> Iterator[Safepoint]:
@@ -149,9 +148,8 @@ class Safepoints(JITEventListener):
         # A call that never returns may be the last thing in the code.
         for place in (address - 1, address):
             tables = self._tables_at(place)
-            index = tables.safepoints.by_address.get(address) if tables else None
-            if index is not None and tables:
-                safepoint = found[address] = tables.safepoints[index]
+            if tables and (safepoint := tables.safepoints.at(address)):
+                found[address] = safepoint
                 return safepoint
         return None
 
@@ -191,9 +189,19 @@ class Safepoints(JITEventListener):
         return function.demangled if function else repr(code.object)
 
     def _code_at(self, address: int) -> _Code | None:
-        table = self._code
-        at = bisect_right(table, address, key=_start)
-        return table[at - 1] if at and address < table[at - 1].end else None
+        code = self._last_before(address)
+        if code is None:
+            with self._lock:  # the list may have changed while it was looked through
+                code = self._last_before(address)
+        return code
+
+    def _last_before(self, address: int) -> _Code | None:
+        """The last code that begins before an address, if it has that address."""
+        at = bisect_right(self._code, address, key=_start)
+        for code in self._code[max(at - 1, 0) : at]:
+            if code.start <= address < code.end:
+                return code
+        return None
 
     def _tables_at(self, address: int) -> ObjectTables | None:
         """The tables of the loaded object that has code at an address."""

@@ -19,6 +19,8 @@ walk is under way.
 from __future__ import annotations
 
 import ctypes
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -109,7 +111,7 @@ class NativeWalker:
         self._table = _Table()
         self.table_address = ctypes.addressof(self._table)
         self._slots: Any = None
-        self._code: Any = None
+        self._code = array("Q", (0,))
         self._ranges: dict[int, list[tuple[int, int]]] = {}
         """Where each object has code, by its key."""
         self._entries: dict[int, tuple[bytes, Any]] = {}
@@ -119,7 +121,7 @@ class NativeWalker:
         self._retired: list[Any] = []
         """Memory that walks which began before may still read."""
         self._replace_slots(0)
-        self._replace_code()
+        self._replace_code(self._code)
         safepoints.watch(self)
 
     def roots(self, anchors: Sequence[Anchor]) -> list[LiveRoot]:
@@ -172,18 +174,27 @@ class NativeWalker:
                 self._replace_slots(self._count)
             else:
                 self._used += self._functions.insert(self._table.slots, entries, count)
-        self._replace_code()
+        changed = self._code[:]
+        for place in code:
+            at = _place(changed, place)
+            changed[at:at] = array("Q", place)
+            changed[0] += 1
+        self._replace_code(changed)
 
     def freeing(self, obj: LoadedObject) -> None:
         """For `Safepoints`: an object is about to be freed."""
-        self._ranges.pop(obj.key, None)
+        changed = self._code[:]
+        for place in self._ranges.pop(obj.key, ()):
+            at = _place(changed, place)
+            del changed[at : at + 2]
+            changed[0] -= 1
         entries, roots = self._entries.pop(obj.key, (b"", None))
         if entries:
             count = len(entries) // ENTRY.size
             self._count -= count
             self._functions.remove(self._table.slots, entries, count)
             self._retired.append(roots)
-        self._replace_code()
+        self._replace_code(changed)
 
     def _replace_slots(self, count: int) -> None:
         """A new hash table with all entries there are, which has room for `count` and as many."""
@@ -198,15 +209,18 @@ class NativeWalker:
         self._slots = slots
         self._table.slots = ctypes.addressof(slots)
 
-    def _replace_code(self) -> None:
-        ranges = sorted(place for places in self._ranges.values() for place in places)
-        words = [word for place in ranges for word in place]
-        code = (ctypes.c_uint64 * (len(words) + 1))(len(ranges), *words)
+    def _replace_code(self, code: array[int]) -> None:
         self._retired.append(self._code)
         self._code = code
-        self._table.code = ctypes.addressof(code)
+        self._table.code, _ = code.buffer_info()
         if not self._functions.idle(self.table_address):
             self._retired.clear()
+
+
+def _place(code: array[int], place: tuple[int, int]) -> int:
+    """Where a range is among the ranges of code, or belongs."""
+    at = bisect_left(range(1, len(code), 2), place, key=lambda at: (code[at], code[at + 1]))
+    return 1 + 2 * at
 
 
 def _packed(safepoints: ObjectSafepoints) -> tuple[bytes, Any]:

@@ -7,6 +7,7 @@ asks for their roots; of records that others have made, the code tells the kind.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -163,6 +164,13 @@ class ObjectSafepoints(Sequence[Safepoint]):
                 raise JITListenerError(
                     f"{STACKMAPS}: a function at {mapped.address:#x}, where the object has no code"
                 )
+        addresses = self.maps.addresses
+        self._sorted = sorted(addresses)
+        """The addresses, which are so already unless functions are in several sections."""
+        self._order: Sequence[int] = range(len(addresses))
+        """The indices of the safepoints in that order."""
+        if self._sorted != addresses:
+            self._order = sorted(self._order, key=addresses.__getitem__)
 
     def __len__(self) -> int:
         return len(self.maps)
@@ -180,14 +188,17 @@ class ObjectSafepoints(Sequence[Safepoint]):
             safepoint = self._made[indices] = Safepoint(self, indices)
         return safepoint
 
-    @cached_property
-    def by_address(self) -> dict[int, int]:
-        """The index of the safepoint at an address; where a stackmap follows a call, the call's."""
-        found = dict(zip(self.maps.addresses, range(len(self)), strict=True))
-        if len(found) < len(self):
-            for index, address in enumerate(self.maps.addresses):
-                if index < found[address] and looks_like_statepoint(self.record(index)):
-                    found[address] = index
+    def at(self, address: int) -> Safepoint | None:
+        """The safepoint at an address; where a stackmap follows a call, the call's.
+
+        Raises JITListenerError if there are several with one of a kind that is not known.
+        """
+        place, found = bisect_left(self._sorted, address), None
+        while place < len(self) and self._sorted[place] == address:
+            safepoint = self[self._order[place]]
+            if found is None or looks_like_statepoint(safepoint.record):
+                found = safepoint
+            place += 1
         return found
 
     @cached_property
