@@ -1,11 +1,17 @@
 """The compiled walker: its table while code comes and goes, and JIT'd code that calls it."""
 
+import ctypes
+import gc
 import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
 
 import llvmlite.binding as llvm
+import pytest
 from jit import Program, target_machine
 from stacks import call, chained, result
-from walkers import FIRST, MOVED
+from test_safepoints import loaded
+from walkers import FIRST, MOVED, Runtime
 
 import listeners
 from listeners.safepoints import NativeWalker, ObjectSafepoints, ObjectTables, Stacks, walk
@@ -95,6 +101,77 @@ def test_the_native_table_is_right_during_a_thousand_loads_and_unloads():
     assert (checker.loaded, checker.freed) == (1001, 1000)
     assert walked > 20
     assert list(map(native.knows, [s.address for s in safepoints])) == [True] * 20
+
+
+def announced(safepoints: listeners.Safepoints, elf: bytes, times: int) -> None:
+    """Objects come and go, one after the other, each at addresses of its own."""
+    for number in range(times):
+        obj = loaded(elf, number << 24)
+        safepoints.notify_object_loaded(obj)
+        safepoints.notify_freeing_object(obj)
+
+
+@pytest.fixture
+def traced() -> Iterator[Callable[[], int]]:
+    """How many bytes of memory Python has got."""
+    tracemalloc.start()
+    yield lambda: (gc.collect(), tracemalloc.get_traced_memory()[0])[1]
+    tracemalloc.stop()
+
+
+def test_what_a_walk_may_read_is_kept_until_no_walk_is_under_way(traced):
+    elf = target_machine(opt=2).emit_object(llvm.parse_assembly(chained(0)))
+    safepoints = listeners.Safepoints()
+    native = NativeWalker(safepoints)
+    announced(safepoints, elf, 3)  # what is made once is there
+    obj = loaded(elf, 1 << 40)
+    safepoints.notify_object_loaded(obj)
+    first = ObjectTables(obj).safepoints.maps.addresses[0]
+    entry = native._functions.find(native.table_address, first)
+    roots = ctypes.c_uint64.from_address(entry + 16).value
+    before, content = traced(), ctypes.string_at(roots, 16)
+
+    walks = ctypes.c_uint64.from_address(native.table_address)
+    walks.value += 1  # as one in JIT'd code does when it begins
+    safepoints.notify_freeing_object(obj)
+    announced(safepoints, elf, 100)
+    assert traced() - before > 100 * 20 * 16  # a root or more at each of 20 safepoints
+    assert ctypes.string_at(roots, 16) == content
+    walks.value -= 1
+    announced(safepoints, elf, 1)
+    assert traced() - before < 4096
+
+
+def test_memory_is_bounded_while_threads_walk_and_objects_come_and_go(traced):
+    elf = target_machine(opt=2).emit_object(llvm.parse_assembly(chained(0)))
+    runtime, ended = Runtime("mcjit"), threading.Event()
+    counts: set[int] = set()
+    walks = [0] * 3
+
+    def stay() -> None:
+        chain = (ctypes.c_uint64 * 4)(*runtime.stacks.anchors()[0], 0, 0)
+        number = next(numbers)
+        while not ended.is_set():
+            # It writes no roots, only counts them, and leaves no objects of Python's.
+            counts.add(runtime.native._functions.walk(runtime.native.table_address, chain, 0, 0))
+            walks[number] += 1
+
+    numbers = iter(range(3))
+    (function,) = runtime.program.load(chained(runtime.entry(stay)), "f0")
+    threads = [threading.Thread(target=call, args=(function, 200, FIRST)) for _ in walks]
+    for thread in threads:
+        thread.start()
+    announced(runtime.safepoints, elf, 20)
+    before, most = traced(), 0
+    for _ in range(5):
+        announced(runtime.safepoints, elf, 20)
+        most = max(most, traced() - before)
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert len(counts) == 1
+    assert min(walks) > 20
+    assert most < 50_000
 
 
 def test_jitted_code_walks_its_own_stack(runtime):
