@@ -17,6 +17,8 @@ pytestmark = pytest.mark.usefixtures("patchpoints_built")
 
 I64 = ir.IntType(64)
 VOID = ir.VoidType()
+NOTHING = ir.LiteralStructType([])
+POINTERS = ir.VectorType(ir.PointerType(), 2)
 
 
 class Building:
@@ -106,6 +108,20 @@ def test_stackmaps_and_patchpoints_are_recorded(program):
     assert [len(safepoint.values) for safepoint in safepoints] == [2, 1, 0]
 
 
+def test_a_callee_is_called_as_it_is_declared():
+    made = Building()
+    callee = made.declare("g", VOID, ir.IntType(8), ir.IntType(16), I64)
+    callee.calling_convention = "fastcc"
+    callee.args[0].add_attribute("zeroext")
+    callee.args[1].add_attribute("signext")
+    callee.args[1].add_attribute("noundef")
+    emit.statepoint(made.builder, callee, [ir.IntType(8)(200), ir.IntType(16)(-1), I64(1)])
+    made.builder.ret(I64(0))
+    text = str(llvm.parse_assembly(str(made.module)))
+    assert "call fastcc token" in text
+    assert "i8 zeroext -56, i16 signext -1, i64 1" in text
+
+
 def test_a_function_keeps_its_other_attributes():
     made = Building(None)
     made.function.attributes.add("noinline")
@@ -156,6 +172,25 @@ REFUSED = {
         ),
         "more than 2 registers",
     ),
+    "an argument of nothing": (
+        lambda: emit.statepoint(
+            (made := Building()).builder, made.declare("g", VOID, NOTHING), [NOTHING(None)]
+        ),
+        "cannot take {}",
+    ),
+    "an argument that is copied": (
+        lambda: (
+            (made := Building()),
+            (callee := made.declare("g", VOID, ir.PointerType())),
+            callee.args[0].add_attribute("byval"),
+            emit.statepoint(made.builder, callee, [ir.PointerType()(None)]),
+        ),
+        "by byval",
+    ),
+    "a deopt value in several registers": (
+        lambda: emit.statepoint((made := Building()).builder, made.poll, deopt=[POINTERS(None)]),
+        "cannot take <2 x ptr>",
+    ),
     "a call that is too long for its patchpoint": (
         lambda: emit.patchpoint((made := Building()).builder, 1, 12, made.poll),
         "13",
@@ -196,6 +231,30 @@ ABORTS = {
         f" %t = {STATEPOINT.format('[4 x i64] ()')}"
         " %r = call [4 x i64] @llvm.experimental.gc.result(token %t)"
         " %x = extractvalue [4 x i64] %r, 3 ret i64 %x } declare [4 x i64] @g()"
+    ),
+    "a result in a register of its own kind": (
+        'define x86_fp80 @f() gc "coreclr" {'
+        f" %t = {STATEPOINT.format('x86_fp80 ()')}"
+        " %r = call x86_fp80 @llvm.experimental.gc.result(token %t)"
+        " ret x86_fp80 %r } declare x86_fp80 @g()"
+    ),
+    "an argument of nothing": (
+        'define void @f() gc "coreclr" {'
+        " %t = call token (i64, i32, ptr, i32, i32, ...) @llvm.experimental.gc.statepoint.p0("
+        "i64 0, i32 0, ptr elementtype(void ({})) @g, i32 1, i32 0, {} undef, i32 0, i32 0)"
+        " ret void } declare void @g({})"
+    ),
+    "a deopt value in several registers": (
+        'define void @f(<2 x ptr> %p) gc "coreclr" {'
+        f" %t = {STATEPOINT.format('void ()')}"
+        ' [ "deopt"(<2 x ptr> %p) ] ret void } declare void @g()'
+    ),
+    "a small vector that a call returns or throws": (
+        'define <2 x half> @f(<2 x half> %d) gc "coreclr" personality ptr @p {'
+        f" %t = {STATEPOINT.format('<2 x half> ()').replace('call', 'invoke')}"
+        " to label %a unwind label %b a: %r = call <2 x half> @llvm.experimental.gc.result("
+        "token %t) ret <2 x half> %r b: %l = landingpad { ptr, i32 } cleanup ret <2 x half> %d }"
+        " declare <2 x half> @g() declare i32 @p(...)"
     ),
     "a call that is too long for its patchpoint": (
         f"define void @f() {{ {PATCHPOINT}(i64 1, i32 12, ptr inttoptr (i64 81985529216486895 to"

@@ -250,6 +250,68 @@ def test_loads_that_llvm_could_move_across_a_collection_lose_what_allows_that():
     assert "dereferenceable" not in text
 
 
+QUOTED = {
+    "assembly": (
+        f'call void asm sideeffect "mov $0, %rax", "r"({REF} %rax)',
+        '"mov $0, %rax"',
+    ),
+    "a constant": (
+        f'%s = insertvalue {{ [4 x i8], {REF} }} {{ [4 x i8] c"%rax", {REF} null }}, {REF} %rax, 1'
+        f" store {{ [4 x i8], {REF} }} %s, ptr %p",
+        'c"%rax"',
+    ),
+    "an attribute like a call": (f'%s = call "x"="fastcc @f(" {REF} @make()', "token (i64"),
+    "an attribute of an argument": ('call void @take(ptr "x"="),(" %p)', "i32 1, i32 0, ptr %p,"),
+    "a deopt value": (
+        'call void @poll() [ "deopt"([6 x i8] c"] %rax", [2 x i64] zeroinitializer) ]',
+        '"deopt"([6 x i8] c"] %rax", [2 x i64] zeroinitializer)',
+    ),
+    "a name": ('call void @"x)(@poll("()', '@"x)(@poll("'),
+}
+
+
+@pytest.mark.parametrize("case", QUOTED)
+def test_what_is_in_quotes_is_not_taken_for_code(case):
+    body, kept = QUOTED[case]
+    text = placed(
+        'declare void @take(ptr)\ndeclare void @"x)(@poll("()\n'
+        f'define void @"f gc \\22erlang\\22"({REF} %rax, ptr %p) section ") gc " align 16 {GC} {{'
+        f" call void @poll() {body} call void @leaf({REF} %rax) ret void }}"
+    )
+    assert kept in text
+    assert "fastcc" not in text
+    assert f'"gc-live"({REF} %rax)' in text
+
+
+def test_code_that_control_never_gets_to_is_left_out():
+    text = placed(
+        f"""
+        @address = global ptr blockaddress(@f, %alone)
+        define {REF} @f({REF} %o) {GC} {{
+          call void @poll()
+          br label %out
+        alone:
+          %inside = getelementptr i8, {REF} %inside, i64 8
+          %same = freeze {REF} %same
+          %place = getelementptr i8, ptr %place, i64 8
+          store {REF} %inside, ptr %place
+          call void @poll()
+          br label %out
+        out:
+          %p = phi {REF} [ %o, %0 ], [ %inside, %alone ]
+          ret {REF} %p
+        }}"""
+    )
+    assert text.count("call token") == 1
+    assert "blockaddress(@f, %alone)" in text
+    assert "freeze" not in text
+
+
+def test_it_refuses_functions_without_names():
+    said = refusal(f"define void @0() {GC} {{ call void @poll() ret void }}")
+    assert "a function without a name" in said
+
+
 AROUND = {
     "an alloca of references and others": (
         f"%a = alloca {{ i64, {REF} }} store {{ i64, {REF} }} zeroinitializer, ptr %a",
@@ -306,6 +368,25 @@ AROUND = {
         "i64 1, i32 0, ptr elementtype(void ()) @poll, i32 0, i32 0, i32 0, i32 0)",
         "no statepoints can be placed around this",
     ),
+    "a result in a register of its own kind": (
+        "%s = call x86_fp80 @extended()",
+        "cannot return x86_fp80",
+    ),
+    "an argument of nothing": ("call void @nothing({} zeroinitializer)", "an argument of type {}"),
+    "a deopt value in several registers": (
+        'call void @poll() [ "deopt"(<2 x ptr> zeroinitializer) ]',
+        "a deopt value of type <2 x ptr>",
+    ),
+    "an unwind destination of another kind": (
+        "invoke void @poll() to label %out unwind label %pad pad: %c = cleanuppad within none []"
+        " cleanupret from %c unwind to caller out:",
+        "does not unwind to a landing pad",
+    ),
+    "a small vector that a call returns or throws": (
+        "%s = invoke <2 x half> @small() to label %out unwind label %pad"
+        " pad: %l = landingpad { ptr, i32 } cleanup br label %out out:",
+        "cannot return <2 x half>",
+    ),
     "vectors of pointers into objects": (
         f"%i = getelementptr i8, {REF} %o, <2 x i64> <i64 8, i64 16> call void @poll()"
         f" %x = extractelement <2 x {REF}> %i, i32 0 call void @leaf({REF} %x)",
@@ -323,7 +404,9 @@ def test_it_refuses_what_no_record_can_name(case):
         f"declare {{ i64, {REF} }} @two()\ndeclare {{ i64, i64, i64, i64 }} @four()\n"
         f"declare void @take({REF})\n"
         "declare i64 @variadic(...)\ndeclare void @byval(ptr byval(i64))\n"
-        f"define void @f({REF} %o, ptr %p) {GC} {{ {body} ret void }}"
+        "declare x86_fp80 @extended()\ndeclare void @nothing({})\ndeclare <2 x half> @small()\n"
+        f"define void @f({REF} %o, ptr %p) {GC} personality ptr @__gxx_personality_v0 {{"
+        f" {body} ret void }}"
     )
     assert said.startswith("function 'f'")
     assert problem in said

@@ -10,7 +10,8 @@ Most front ends need `set_gc` and REFERENCE only: `place_statepoints` does the r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -46,6 +47,12 @@ _SIMPLE = "LLVM can take integers of up to 64 bits, pointers, float and double"
 
 SMALLEST_CALL = 13
 """How many bytes LLVM needs to call a patchpoint's target, on x86-64; on AArch64 it is 16."""
+
+
+EXTENSIONS = "inreg", "signext", "zeroext"
+COPIED = frozenset(
+    ("byval", "inalloca", "nest", "preallocated", "sret", "swiftasync", "swifterror", "swiftself")
+)
 
 
 class _Token(ir.Type):  # type: ignore[misc]
@@ -127,6 +134,20 @@ def _typed(value: ir.Value) -> str:
     return f"{value.type} {value.get_reference()}"
 
 
+def _passed(function: ir.Value, arguments: Sequence[ir.Value]) -> Iterator[str]:
+    """The arguments, with the attributes of parameters that say how to pass them."""
+    parameters = function.args if isinstance(function, ir.Function) else ()
+    for value, parameter in zip_longest(arguments, parameters):
+        attributes = parameter.attributes if parameter else set()
+        if refused := COPIED.intersection(attributes):
+            raise JITListenerError(
+                f"a statepoint cannot pass an argument of {function.get_reference()} by"
+                f" {min(refused)}; pass a pointer"
+            )
+        extended = "".join(f"{name} " for name in EXTENSIONS if name in attributes)
+        yield f"{value.type} {extended}{value.get_reference()}"
+
+
 class StatepointCall:
     """A call that is a safepoint, with what is to be used after it."""
 
@@ -142,6 +163,7 @@ class StatepointCall:
     ) -> None:
         self._builder = builder
         self._returns = function.function_type.return_type
+        convention = getattr(function, "calling_convention", "")
         self._live = {value.get_reference(): at for at, value in enumerate(live)}
         bundles = [
             f'"{name}"({", ".join(map(_typed, values))})'
@@ -151,14 +173,15 @@ class StatepointCall:
         self.token = _insert(
             builder,
             _Token(),
-            "token (i64, i32, ptr, i32, i32, ...) @llvm.experimental.gc.statepoint.p0",
+            f"{convention} token (i64, i32, ptr, i32, i32, ...)"
+            " @llvm.experimental.gc.statepoint.p0",
             [
                 f"i64 {id}",
                 f"i32 {patch_bytes}",
                 f"ptr elementtype({function.function_type}) {function.get_reference()}",
                 f"i32 {len(arguments)}",
                 "i32 0",
-                *map(_typed, arguments),
+                *_passed(function, arguments),
                 "i32 0",
                 "i32 0",
             ],
@@ -240,6 +263,14 @@ def statepoint(
             f"a statepoint in function {caller.name!r}: {function.get_reference()} returns more"
             f" than {MOST_RETURNED} registers hold; let it write to memory that the caller gives"
         )
+    for value in (*arguments, *deopt):
+        vector = isinstance(value.type, ir.VectorType) and value in deopt
+        pointers = vector and isinstance(value.type.element, ir.PointerType)
+        if pointers or not _registers(value.type):
+            raise JITListenerError(
+                f"a statepoint in function {caller.name!r} cannot take {_typed(value)}, which is no"
+                " value that LLVM can record"
+            )
     _check_id(id)
     _check_bytes(patch_bytes)
     return StatepointCall(builder, function, arguments, live, deopt, id, patch_bytes)

@@ -8,18 +8,18 @@ are asked of LLVM itself; the text is parsed only as far as it is rewritten.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, NamedTuple, NoReturn
 
 from llvmlite.binding import ModuleRef
-from llvmlite.binding.typeref import TypeKind
 from llvmlite.binding.value import ValueKind
 
 from ..errors import JITListenerError
-from .emit import MOST_RETURNED
+from .ircall import Call, closing, read_call, type_name, unquoted
 
-__all__ = ["NULL", "REFERENCE", "Block", "Call", "IRFunction", "Instruction", "parts"]
+__all__ = ["NULL", "REFERENCE", "Block", "IRFunction", "Instruction", "parts"]
 
 REFERENCE = "ptr addrspace(1)"
 """The type of references to collected objects, by LLVM's own strategies."""
@@ -34,20 +34,9 @@ _VECTOR = re.compile(r"<\d+ x ptr addrspace\(1\)>")
 _DEFINITION = re.compile(r"^define [^\n]*\{\n.*?^\}\n", re.MULTILINE | re.DOTALL)
 _STRATEGY = re.compile(r'\) .*?\bgc "([^"]*)"')
 _PLAIN = re.compile(r"[A-Za-z._][-\w.]*")
-_CALLEE = re.compile(r'([@%](?:"[^"]*"|[-\w.$]+)|inttoptr \([^()]* to ptr\)|null|undef|poison)\(')
 _NAME = re.compile(r'@(?:"[^"]*"|[-\w.$]+)\(')
 _BEFORE_ATTRIBUTES = re.compile(r"(?: (?:local_)?unnamed_addr)?(?: addrspace\(\d+\))?")
-_CONVENTION = re.compile(r"(?<![%@\w.$-])(?:\w+cc|cc \d+|cc\d+|\w+_pcs)(?![\w.$-])")
-_NESTED = r"\((?:[^()]|\([^()]*\))*\)"
-_ATTRIBUTE = re.compile(
-    rf'(?:align \d+|"[^"]*"(?:="[^"]*")?|(?P<name>allocalign|allocptr|dead_on_\w+|immarg|inreg|'
-    r"nest|noalias|nocapture|noext|nofree|nonnull|noundef|readnone|readonly|returned|signext|swift\w+|"
-    r"writable|writeonly|zeroext|(?:alignstack|byref|byval|captures|dereferenceable|"
-    r"dereferenceable_or_null|elementtype|inalloca|initializes|nofpclass|preallocated|range|sret)"
-    rf"{_NESTED})) "
-)
-_EXTENSIONS = frozenset(("inreg", "signext", "zeroext"))
-_UNSUPPORTED = re.compile(r"byval|inalloca|nest$|preallocated|sret|swift")
+_INCOMING = re.compile(r"\[ (.*?), %([-\w.$]+) \]")
 
 
 @dataclass(eq=False)
@@ -66,6 +55,25 @@ class Instruction:
     value: Any = None
     """llvmlite's view of it; None if it was added here."""
 
+    def incoming_values(self) -> list[str]:
+        """Of a phi: its operands as they are printed."""
+        found = _INCOMING.finditer(unquoted(self.text))
+        return [self.text[slice(*pair.span(1))] for pair in found]
+
+    def with_incoming(self, values: Iterable[str], blocks: Iterable[str]) -> str:
+        """A phi's text with other operands, and other blocks that they come from."""
+        pairs = list(_INCOMING.finditer(unquoted(self.text)))
+        given = ", ".join(f"[ {v}, %{b} ]" for v, b in zip(values, blocks, strict=True))
+        return self.text[: pairs[0].start()] + given + self.text[pairs[-1].end() :]
+
+    def keep_incoming(self, blocks: Container[str]) -> None:
+        """Of a phi: drop what comes from other blocks."""
+        kept = [block in blocks for block in self.incoming]
+        if not all(kept):
+            origins = list(compress(self.incoming, kept))
+            self.text = self.with_incoming(compress(self.incoming_values(), kept), origins)
+            self.operands, self.incoming = list(compress(self.operands, kept)), origins
+
 
 @dataclass(eq=False)
 class Block:
@@ -78,23 +86,6 @@ class Block:
     @property
     def phis(self) -> Iterator[Instruction]:
         return (i for i in self.instructions if i.opcode == "phi")
-
-
-@dataclass
-class Call:
-    """A call or invoke, its parts as they are printed."""
-
-    convention: str
-    result: str
-    """The type it returns."""
-    function_type: str
-    callee: str
-    arguments: list[str]
-    """Types, values, and of the attributes those that are part of the calling convention."""
-    deopt: str
-    """The operand bundle of that name, or nothing."""
-    location: str
-    """`, !dbg !7` or nothing."""
 
 
 class ModuleContext(NamedTuple):
@@ -125,6 +116,7 @@ class IRFunction:
         texts = _split(body)
         for value, instructions in zip(function.blocks, texts, strict=True):
             self.blocks[value.name] = self._block(value, instructions)
+        self._empty_unreached()
 
     def __str__(self) -> str:
         lines = [self.header]
@@ -135,9 +127,10 @@ class IRFunction:
 
     def unwind(self) -> None:
         """Have it unwound, which walking its frames takes, also if it throws nothing."""
-        name = _NAME.search(self.header)
+        plain = unquoted(self.header)
+        name = _NAME.search(plain)
         assert name
-        end = _closing(self.header, name.end() - 1) + 1
+        end = closing(plain, name.end() - 1) + 1
         unnamed = _BEFORE_ATTRIBUTES.match(self.header, end)
         assert unnamed
         self.header = f"{self.header[: unnamed.end()]} uwtable{self.header[unnamed.end() :]}"
@@ -151,7 +144,7 @@ class IRFunction:
         raise JITListenerError(f"function {self.name!r}{where}: {problem}")
 
     def _note_type(self, name: str, type_: Any) -> str:
-        text = _type_name(type_)
+        text = type_name(type_)
         if text == REFERENCE or _VECTOR.fullmatch(text):
             self.types[name] = text
         elif _holds_references(type_):
@@ -176,81 +169,38 @@ class IRFunction:
             found.append(Instruction(opcode, name, operands, text, incoming, records, value))
         return Block(block.name, found, successors)
 
+    def _empty_unreached(self) -> None:
+        """Leave nothing in blocks that control never gets to: a value may be its own operand there.
+
+        They stay, as their addresses may be taken.
+        """
+        waiting = [next(iter(self.blocks))]
+        reached = set(waiting)
+        while waiting:
+            fresh = set(self.blocks[waiting.pop()].successors) - reached
+            reached |= fresh
+            waiting += fresh
+        for block in self.blocks.values():
+            if block.name not in reached:
+                block.instructions = [Instruction("unreachable", "", [], "  unreachable")]
+                block.successors = []
+            for phi in block.phis:
+                phi.keep_incoming(reached)
+
     def call(self, instruction: Instruction) -> Call:
         """The parts of a call; raises JITListenerError for what a statepoint cannot do."""
-        text = instruction.text
-        callee = _CALLEE.search(text)
-        if callee is None:
-            self.fail(instruction, "this call's callee is of a kind that is not known here")
-        head, end = text[: callee.start()].rstrip(), _closing(text, callee.end() - 1)
-        convention = _CONVENTION.search(head)
-        if _registers(instruction.value.type) > MOST_RETURNED:
-            self.fail(
-                instruction,
-                f"a statepoint's callee cannot return more than {MOST_RETURNED} registers hold; let"
-                " it write to memory that the caller gives",
-            )
-        result = _type_name(instruction.value.type)
-        operands = instruction.value.operands
-        arguments: list[str] = []
-        types: list[str] = []
-        declared = self._declared(instruction)
-        for argument, operand in zip(_commas(text[callee.end() : end]), operands, strict=False):
-            type_ = _type_name(operand.type)
-            attributes = declared[len(types)] if len(types) < len(declared) else ""
-            argument = f"{type_} {attributes}{argument[len(type_) + 1 :]}"
-            arguments.append(self._argument(instruction, argument, type_))
-            types.append(type_)
-        variadic = re.search(r"\(([^()]|\([^()]*\))*\.\.\.\)$", head)
-        if variadic and result != "void":
-            self.fail(
-                instruction,
-                "LLVM has no statepoint for a variadic call with a result: call it in a function"
-                ' of fixed arguments, or mark it "gc-leaf-function"',
-            )
-        function_type = f"{result} {variadic[0]}" if variadic else f"{result} ({', '.join(types)})"
-        deopt = ""
-        for name, bundle in re.findall(r'"([^"]*)"(\([^\]]*?\))(?=, "| \])', text[end:]):
-            if name != "deopt":
-                self.fail(instruction, f"a statepoint cannot take the operand bundle {name!r}")
-            deopt = f'"deopt"{bundle}'
-        location = re.search(r", !dbg ![^,\n]+", text[end:])
-        return Call(
-            convention[0] + " " if convention else "",
-            result,
-            function_type,
-            callee[1],
-            arguments,
-            deopt,
-            location[0] if location else "",
-        )
+        callee = self._callee(instruction)
+        parameters = callee.arguments if callee else ()
+        declared = [b"".join(a + b" " for a in p.attributes).decode() for p in parameters]
+        try:
+            return read_call(instruction.text, instruction.value, declared)
+        except JITListenerError as error:
+            self.fail(instruction, str(error))
 
     def _callee(self, instruction: Instruction) -> Any:
         """llvmlite's view of the function that a call names; None if it names none."""
         callee = instruction.operands[-1]
         return self.context.functions.get(callee[1:]) if callee[0] == "@" else None
-
-    def _declared(self, instruction: Instruction) -> list[str]:
-        """The attributes of a callee's parameters. A call may leave them out; a statepoint, whose
-        callee is not that function, may not."""
-        callee = self._callee(instruction)
-        arguments = callee.arguments if callee else ()
-        return [b"".join(a + b" " for a in argument.attributes).decode() for argument in arguments]
-
-    def _argument(self, instruction: Instruction, text: str, type_: str) -> str:
-        value, kept = text[len(type_) + 1 :], [type_]
-        while attribute := _ATTRIBUTE.match(value):
-            name = attribute["name"]
-            if name and _UNSUPPORTED.match(name):
-                self.fail(
-                    instruction,
-                    f"a statepoint cannot pass an argument by {name}; pass a pointer,"
-                    ' or mark the callee "gc-leaf-function"',
-                )
-            if name in _EXTENSIONS and name not in kept:
-                kept.append(name)
-            value = value[attribute.end() :]
-        return " ".join([*kept, value])
 
     def attributes(self, instruction: Instruction) -> str:
         """The attributes of a call and of its callee, if that is known."""
@@ -264,12 +214,16 @@ def parts(module: ModuleRef) -> list[str | IRFunction]:
     """The text of a module in parts, of which the functions that are to have statepoints are
     IRFunctions. All values of functions that have a collector get names, in the module itself.
     """
+    if not all(function.name for function in module.functions):
+        raise JITListenerError(f"module {module.name!r}: a function without a name: give it one")
     structs = {struct.name: struct for struct in module.struct_types}
     defined = [function for function in module.functions if not function.is_declaration]
     strategies = []
     for function, definition in zip(defined, _DEFINITION.finditer(str(module)), strict=True):
-        strategy = _STRATEGY.search(definition[0].partition("\n")[0])
-        strategies.append(bool(strategy and _has_statepoints(strategy[1], function.name)))
+        header = definition[0].partition("\n")[0]
+        found = _STRATEGY.search(unquoted(header))
+        strategy = header[slice(*found.span(1))] if found else ""
+        strategies.append(bool(strategy and _has_statepoints(strategy, function.name)))
         if strategies[-1]:
             _name_values(function, set(structs))
     text, end = str(module), 0
@@ -277,14 +231,17 @@ def parts(module: ModuleRef) -> list[str | IRFunction]:
         {function.name: function for function in module.functions},
         {name for name, struct in structs.items() if _holds_references(struct)},
     )
-    found: list[str | IRFunction] = []
+    separated: list[str | IRFunction] = []
     for function, definition, marked in zip(
         defined, _DEFINITION.finditer(text), strategies, strict=True
     ):
         if marked:
-            found += text[end : definition.start()], IRFunction(function, definition[0], context)
+            separated += (
+                text[end : definition.start()],
+                IRFunction(function, definition[0], context),
+            )
             end = definition.end()
-    return [*found, text[end:]]
+    return [*separated, text[end:]]
 
 
 def _has_statepoints(strategy: str, function: str) -> bool:
@@ -346,52 +303,9 @@ def _operand(operand: Any, kind: ValueKind) -> str:
     return "asm" if kind == ValueKind.inline_asm else CONSTANT
 
 
-def _type_name(type_: Any) -> str:
-    return str(type_).split(" = type ")[0]
-
-
 def _holds_references(type_: Any) -> bool:
     if type_.is_pointer or type_.is_function:
         return str(type_) == REFERENCE
     if type_.is_struct or type_.is_array or type_.is_vector:
         return any(_holds_references(element) for element in type_.elements)
     return False
-
-
-def _registers(type_: Any) -> int:
-    """At most how many registers a returned value takes."""
-    if type_.type_kind == TypeKind.integer:
-        return -(-int(type_.type_width) // 64)
-    if type_.is_array or type_.is_vector:
-        return int(type_.element_count) * _registers(next(type_.elements))
-    if type_.is_struct:
-        return sum(map(_registers, type_.elements))
-    return int(type_.type_kind != TypeKind.void)
-
-
-def _closing(text: str, opening: int) -> int:
-    """The index of the parenthesis that closes the one at `opening`."""
-    depth = quoted = 0
-    for at in range(opening, len(text)):
-        character = text[at]
-        if character == '"':
-            quoted ^= 1
-        elif not quoted:
-            depth += (character == "(") - (character == ")")
-            if not depth:
-                return at
-    raise ValueError(text)
-
-
-def _commas(text: str) -> list[str]:
-    """The parts between commas that are in no brackets."""
-    parts, depth, quoted, start = [], 0, 0, 0
-    for at, character in enumerate(text):
-        if character == '"':
-            quoted ^= 1
-        elif not quoted:
-            depth += (character in "([{<") - (character in ")]}>")
-            if character == "," and not depth:
-                parts.append(text[start:at].strip())
-                start = at + 1
-    return [*parts, text[start:].strip()] if text.strip() else []

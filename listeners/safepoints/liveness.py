@@ -205,11 +205,8 @@ def _merged(instruction: Instruction) -> list[str]:
 
 def check_stored(function: IRFunction, bases: Bases) -> None:
     """Raise JITListenerError if a derived pointer goes where a base is expected."""
-    reached = [next(iter(function.blocks))]
-    for name in reached:
-        reached += dict.fromkeys(s for s in function.blocks[name].successors if s not in reached)
-    for name in reached:
-        for instruction in function.blocks[name].instructions:
+    for block in function.blocks.values():
+        for instruction in block.instructions:
             at = _STORED.get(instruction.opcode)
             if at is None or len(instruction.operands) <= at:
                 continue

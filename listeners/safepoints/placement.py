@@ -18,7 +18,8 @@ from typing import NamedTuple
 import llvmlite.binding as llvm
 
 from ..errors import JITListenerError
-from .irtext import CONSTANT, NULL, REFERENCE, Block, Call, Instruction, IRFunction, parts
+from .ircall import Call, substituted, unquoted
+from .irtext import CONSTANT, NULL, REFERENCE, Block, Instruction, IRFunction, parts
 from .liveness import Bases, Liveness, check_stored
 
 __all__ = ["place_statepoints"]
@@ -33,7 +34,6 @@ _PARAMETER = re.compile(
     r" (?:noalias|nofree|readnone|readonly|writeonly|dereferenceable(?:_or_null)?\(\d+\))(?=[ ,)])"
 )
 _MUSTTAIL = re.compile(r" *(?:%[-\w.$]+ = )?musttail ")
-_INCOMING = re.compile(r"\[ (.*?), %([-\w.$]+) \]")
 _ID = re.compile(r'"statepoint-id"="(\d+)"')
 _LEAF = '"gc-leaf-function"'
 _NOT_HERE = "@llvm.experimental.deoptimize", "@llvm.experimental.gc.", "@llvm.experimental.guard"
@@ -139,7 +139,7 @@ class _Placement:
         self._find_safepoints()
         if not self._safepoints:
             return
-        function.header = _PARAMETER.sub("", function.header)
+        function.header = substituted(_PARAMETER, lambda _: "", function.header)
         function.unwind()
         bodies = {block: self._body(block) for block in function.blocks.values()}
         for block, body in bodies.items():
@@ -231,9 +231,11 @@ class _Placement:
                     )
                 if instruction.opcode == "invoke":
                     normal, pad = block.successors
+                    if not any(i.opcode == "landingpad" for i in function.blocks[pad].instructions):
+                        function.fail(instruction, "it does not unwind to a landing pad")
                     live &= liveness.on_edge(block.name, normal)
                     pads[pad] = None
-                live.update(function.types.keys() & set(_LOCAL.findall(call.deopt)))
+                live.update(function.types.keys() & set(_LOCAL.findall(unquoted(call.deopt))))
                 self._safepoints[instruction] = _Safepoint(call, self._with_bases(live))
         for safepoint in self._safepoints.values():
             self._make_variables(safepoint.roots)
@@ -294,15 +296,16 @@ class _Placement:
         """`text` with what stands for the instruction's operands here, loaded before."""
         used = self._variables.keys() & set(instruction.operands)
         values = {name: self._load(name, lines) for name in sorted(used)}
-        return _LOCAL.sub(lambda name: values.get(name[0], name[0]), text) if used else text
+        if not used:
+            return text
+        return substituted(_LOCAL, lambda name: values.get(name[0], name[0]), text)
 
     def _phi(self, block: Block, phi: Instruction) -> str:
-        def incoming(match: re.Match[str]) -> str:
-            value, origin = match.groups()
-            value = self._edges.get((origin, block.name, value), value)
-            return f"[ {value}, %{self._origins.get((origin, block.name), origin)} ]"
-
-        return phi.records + _INCOMING.sub(incoming, phi.text)
+        values, origins = [], []
+        for value, origin in zip(phi.incoming_values(), phi.incoming, strict=True):
+            values.append(self._edges.get((origin, block.name, value), value))
+            origins.append(self._origins.get((origin, block.name), origin))
+        return phi.records + phi.with_incoming(values, origins)
 
     def _body(self, block: Block) -> list[str]:
         """The lines of a block but for its phis."""
@@ -339,7 +342,9 @@ class _Placement:
         if instruction in self._safepoints:
             lines += self._statepoint(instruction, lines)
             return
-        text = self._replaced(instruction, _METADATA.sub("", instruction.text), lines)
+        text = self._replaced(
+            instruction, substituted(_METADATA, lambda _: "", instruction.text), lines
+        )
         lines.append(instruction.records + text)
         self._store(instruction.name, instruction.name, lines)
 
@@ -409,7 +414,7 @@ class _Placement:
             value = text = name
             if phi := phis.get(name):
                 at = phi.incoming.index(block.name)
-                value, text = phi.operands[at], _INCOMING.findall(phi.text)[at][0]
+                value, text = phi.operands[at], phi.incoming_values()[at]
             base = self._load(self._bases.base(value), lines)
             lines.append(f"  store {REFERENCE} {base}, ptr {slot}")
             if place:
