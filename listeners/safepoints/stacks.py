@@ -83,11 +83,12 @@ class Stacks:
 
         def call(slot: int, fp: int, *arguments: Any) -> Any:
             anchors = self._own()
-            anchors.append(Anchor(slot, fp))
-            try:
+            outer = len(anchors)
+            try:  # a signal may end the call from here on
+                anchors.append(Anchor(slot, fp))
                 return function(*arguments)
             finally:
-                anchors.pop()
+                del anchors[outer:]
 
         prototype = ctypes.CFUNCTYPE(result_type, ctypes.c_uint64, ctypes.c_uint64, *types)
         callback = prototype(call)
