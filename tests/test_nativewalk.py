@@ -2,6 +2,9 @@
 
 import ctypes
 import gc
+import random
+import re
+import struct
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -14,7 +17,10 @@ from test_safepoints import loaded
 from walkers import FIRST, MOVED, Runtime
 
 import listeners
+from listeners import JITListenerError
+from listeners.objectfile import ObjectFile
 from listeners.safepoints import NativeWalker, ObjectSafepoints, ObjectTables, Stacks, walk
+from listeners.safepoints.nativewalk import ENTRY, NOT_UNDERSTOOD, _packed, _word
 
 
 def test_the_native_table_knows_what_is_loaded_and_no_more(runtime):
@@ -228,3 +234,64 @@ def test_more_roots_than_expected_are_all_given(runtime):
     )
     call(function, 2000, FIRST)
     assert found[0] > 4000
+
+
+# Tables that are not LLVM's
+
+
+def packed_roots(found: ObjectSafepoints) -> dict[int, list[tuple[int, int]] | None]:
+    """What the compiled walker has, by return address: pairs of words; None for an error."""
+    entries, memory = _packed(found)
+    packed: dict[int, list[tuple[int, int]] | None] = {}
+    for address, size, roots, form, _ in ENTRY.iter_unpack(entries):
+        start = roots - ctypes.addressof(memory)
+        words = struct.unpack_from(f"<{form & ~1}i", memory, start)
+        pairs = list(zip(words[::2], words[1::2], strict=True))
+        packed[address] = None if size == NOT_UNDERSTOOD else pairs
+    return packed
+
+
+def changed_tables(elf: bytes, count: int) -> Iterator[bytes]:
+    """The object with a few bytes of its stack map changed, or with noise for its records."""
+    chance = random.Random(7)
+    file = ObjectFile(elf)
+    names = [file.section_name(index) for index in range(len(file.sections))]
+    header = file.sections[names.index(".llvm_stackmaps")]
+    for number in range(count):
+        content = bytearray(elf)
+        if number % 20:
+            for _ in range(chance.randrange(1, 5)):
+                at = header.offset + chance.randrange(header.size)
+                content[at] = chance.choice((0, 1, 2, 3, 4, 5, 7, 8, 0xFF, chance.randrange(256)))
+        else:
+            at = header.offset + chance.randrange(header.size)
+            end = header.offset + header.size
+            content[at:end] = chance.randbytes(end - at)
+        yield bytes(content)
+
+
+def test_ten_thousand_changed_tables_give_both_walkers_the_same_roots_or_an_error():
+    elf = target_machine(opt=2).emit_object(
+        llvm.parse_assembly(chained(0, ("plain", "framed_pushed")))
+    )
+    refused = unknown = read = 0
+    for content in changed_tables(elf, 10_000):
+        try:
+            found = ObjectTables(loaded(content)).safepoints
+        except JITListenerError as error:
+            assert re.search(r"llvm_stackmaps.*0x[0-9a-f]+", str(error))
+            refused += 1
+            continue
+        packed = packed_roots(found)
+        for safepoint in found:
+            try:
+                roots = [tuple(map(_word, root)) for root in safepoint.roots]
+            except JITListenerError as error:
+                assert re.search(r"f[01][+]-?0x[0-9a-f]+.*: ", str(error))
+                assert packed.get(safepoint.address) is None
+                unknown += 1
+                continue
+            if packed.get(safepoint.address) is not None:
+                assert packed[safepoint.address] == roots
+                read += 1
+    assert min(refused, unknown, read) > 2_000

@@ -12,7 +12,16 @@ from statepoints import DECLARATIONS, relocate, statepoint
 import listeners
 from listeners import JITListenerError
 from listeners.objectfile import ObjectFile
-from listeners.safepoints import NativeWalker, ObjectSafepoints, ObjectTables, Root, Safepoint, Slot
+from listeners.safepoints import (
+    Anchor,
+    NativeWalker,
+    ObjectSafepoints,
+    ObjectTables,
+    Root,
+    Safepoint,
+    Slot,
+    walk,
+)
 
 Seen = ctypes.CFUNCTYPE(None, ctypes.c_uint64)
 
@@ -178,11 +187,13 @@ def test_a_call_that_never_returns_is_found_at_the_end_of_the_code(program, safe
     assert safepoints.lookup(safepoint.address) is safepoint
 
 
-def test_a_stackmap_right_behind_a_call_does_not_hide_its_roots(program, safepoints):
+@pytest.mark.parametrize("values", ["", ", i64 0, i64 0, i64 0"])  # these as a statepoint's
+def test_a_stackmap_right_behind_a_call_does_not_hide_its_roots(program, safepoints, values):
+    native = NativeWalker(safepoints)
     text = f"""{DECLARATIONS.replace("declare void @poll()", "define void @poll() {{ ret void }}")}
     define ptr addrspace(1) @f(ptr addrspace(1) %o) gc "statepoint-example" {{
       {statepoint("t", identity=1, live=("ptr addrspace(1) %o",))}
-      call void (i64, i32, ...) @llvm.experimental.stackmap(i64 2, i32 0)
+      call void (i64, i32, ...) @llvm.experimental.stackmap(i64 2, i32 0{values})
       {relocate("p", "t", 0, 0)}
       ret ptr addrspace(1) %p
     }}
@@ -192,6 +203,11 @@ def test_a_stackmap_right_behind_a_call_does_not_hide_its_roots(program, safepoi
     assert (call.id, point.id, call.address) == (1, 2, point.address)
     assert safepoints.lookup(call.address) is call
     assert len(call.roots) == 1
+    stack = (ctypes.c_uint64 * 8)(call.address)
+    anchor = Anchor(ctypes.addressof(stack), ctypes.addressof(stack) + 32)
+    (frame,) = walk(safepoints, [anchor])
+    assert frame.safepoint is call
+    assert native.roots([anchor]) == frame.roots != []
 
 
 def test_objects_from_a_cache_are_found_where_they_are_loaded():

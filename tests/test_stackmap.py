@@ -290,7 +290,8 @@ def test_ten_thousand_malformed_sections_are_refused_or_read_to_the_end():
         try:
             maps = StackMaps(content)
             records = list(maps.records())
-        except JITListenerError:
+        except JITListenerError as error:
+            assert "offset 0x" in str(error)
             refused += 1
             continue
         assert len(records) == len(maps)

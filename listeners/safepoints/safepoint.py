@@ -193,13 +193,15 @@ class ObjectSafepoints(Sequence[Safepoint]):
 
         Raises JITListenerError if there are several with one of a kind that is not known.
         """
-        place, found = bisect_left(self._sorted, address), None
+        place, indices = bisect_left(self._sorted, address), []
         while place < len(self) and self._sorted[place] == address:
-            safepoint = self[self._order[place]]
-            if found is None or looks_like_statepoint(safepoint.record):
-                found = safepoint
+            indices.append(self._order[place])
             place += 1
-        return found
+        if len(indices) > 1:
+            for index in indices:
+                if looks_like_statepoint(self.record(index)):
+                    return self[index]
+        return self[indices[-1]] if indices else None
 
     @cached_property
     def by_id(self) -> dict[int, list[int]]:
