@@ -13,18 +13,16 @@ used after the call is what the collector has left there.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import llvmlite.binding as llvm
 
 from ..errors import JITListenerError
-from .ircall import Call, substituted, unquoted
-from .irtext import CONSTANT, NULL, REFERENCE, Block, Instruction, IRFunction, parts
-from .liveness import Bases, Liveness, check_stored
+from .ircall import substituted
+from .irtext import CONSTANT, REFERENCE, Block, Instruction, IRFunction, parts
+from .roots import LOCAL, FunctionRoots
 
 __all__ = ["place_statepoints"]
 
-_LOCAL = re.compile(r"%[-\w.$]+")
 _METADATA = re.compile(
     r", !(?:dereferenceable|dereferenceable_or_null|invariant\.group|invariant\.load|noalias|tbaa)"
     r" !\d+"
@@ -33,16 +31,8 @@ _METADATA = re.compile(
 _PARAMETER = re.compile(
     r" (?:noalias|nofree|readnone|readonly|writeonly|dereferenceable(?:_or_null)?\(\d+\))(?=[ ,)])"
 )
-_MUSTTAIL = re.compile(r" *(?:%[-\w.$]+ = )?musttail ")
 _ID = re.compile(r'"statepoint-id"="(\d+)"')
-_LEAF = '"gc-leaf-function"'
-_NOT_HERE = "@llvm.experimental.deoptimize", "@llvm.experimental.gc.", "@llvm.experimental.guard"
 _DEFAULT_ID = 0xABCDEF00
-_STRUCT = re.compile(r'%(?:"([^"]*)"|([-\w.$]+))')
-_UNNAMED = (
-    "no record can name the references in this memory: give each one an alloca of its own in the"
-    " entry block"
-)
 
 
 def place_statepoints(module: llvm.ModuleRef) -> llvm.ModuleRef:
@@ -99,12 +89,6 @@ def _parsed(text: str, module: llvm.ModuleRef) -> llvm.ModuleRef:
     return placed
 
 
-class _Safepoint(NamedTuple):
-    call: Call
-    roots: list[str]
-    """What the statepoint relocates: references that are live after it, and their bases."""
-
-
 class _Placement:
     """Places the statepoints of one function.
 
@@ -117,9 +101,7 @@ class _Placement:
 
     def __init__(self, function: IRFunction) -> None:
         self._function = function
-        self._slots: list[str] = []
-        """Allocas that hold a reference."""
-        self._safepoints: dict[Instruction, _Safepoint] = {}
+        self._roots = roots = FunctionRoots(function)
         self._variables: dict[str, str] = {}
         """Where the references that statepoints relocate are kept."""
         self._pads: dict[str, dict[str, tuple[str, str]]] = {}
@@ -130,14 +112,21 @@ class _Placement:
         self._origins: dict[tuple[str, str], str] = {}
         """The blocks that are now between a block and the one that follows."""
         self._allocas: list[str] = []
+        for safepoint in roots.safepoints.values():
+            self._make_variables(safepoint.roots)
+        for pad, values in roots.pads.items():
+            self._make_variables(values)
+            self._pads[pad] = {
+                value: (
+                    self._alloca(REFERENCE),
+                    "" if roots.bases.is_base(value) else self._alloca("i64"),
+                )
+                for value in values
+            }
 
     def run(self) -> None:
         function = self._function
-        self._find_slots()
-        self._bases = Bases(function)
-        check_stored(function, self._bases)
-        self._find_safepoints()
-        if not self._safepoints:
+        if not self._roots.safepoints:
             return
         function.header = substituted(_PARAMETER, lambda _: "", function.header)
         function.unwind()
@@ -152,121 +141,10 @@ class _Placement:
             self._store(name, name, lines)
         first.lines[:0] = lines
 
-    # What is live, and where
-
-    def _find_slots(self) -> None:
-        """Find the allocas that hold a reference; make them null at first, and live throughout."""
-        function = self._function
-        entry = next(iter(function.blocks))
-        for block in function.blocks.values():
-            for instruction in block.instructions:
-                if instruction.opcode != "alloca":
-                    continue
-                type_ = instruction.text.partition(" = alloca ")[2].partition(", align")[0]
-                if type_ == REFERENCE and block.name == entry:
-                    self._slots.append(instruction.name)
-                    instruction.text += f"\n  store {REFERENCE} null, ptr {instruction.name}"
-                elif REFERENCE in type_ or function.context.reference_structs.intersection(
-                    quoted or plain for quoted, plain in _STRUCT.findall(type_)
-                ):
-                    function.fail(instruction, _UNNAMED)
-        for block in function.blocks.values():
-            block.instructions = [i for i in block.instructions if not self._is_lifetime(i)]
-        self._check_memory()
-
-    def _check_memory(self) -> None:
-        """Raise JITListenerError for a reference that is stored in an alloca of something else."""
-        instructions = [i for b in self._function.blocks.values() for i in b.instructions]
-        definitions = {i.name: i for i in instructions if i.name}
-        for instruction in instructions:
-            if instruction.opcode == "store" and instruction.operands[0] in self._function.types:
-                place = definitions.get(instruction.operands[1])
-                while place and place.opcode == "getelementptr":
-                    place = definitions.get(place.operands[0])
-                if place and place.opcode == "alloca" and place.name not in self._slots:
-                    self._function.fail(instruction, _UNNAMED)
-
-    def _is_lifetime(self, instruction: Instruction) -> bool:
-        """Whether it lets LLVM use a slot's memory for something else in between."""
-        operands = instruction.operands
-        return (
-            instruction.opcode == "call"
-            and operands[-1].startswith("@llvm.lifetime.")
-            and any(slot in operands for slot in self._slots)
-        )
-
-    def _is_safepoint(self, instruction: Instruction) -> bool:
-        if instruction.opcode not in ("call", "invoke"):
-            return False
-        callee = instruction.operands[-1]
-        if callee.startswith("@llvm."):
-            if callee.startswith(_NOT_HERE):
-                self._function.fail(instruction, "no statepoints can be placed around this")
-            return False
-        if callee == "asm" or _MUSTTAIL.match(instruction.text):
-            return False
-        if instruction.opcode != "call":
-            return True  # a leaf's, too, for which it is harmless
-        return _LEAF not in self._function.attributes(instruction)
-
-    def _find_safepoints(self) -> None:
-        function = self._function
-        liveness = Liveness(function)
-        pads: dict[str, None] = {}
-        for block in function.blocks.values():
-            for instruction, live in liveness.after(block, self._is_safepoint).items():
-                call = function.call(instruction)
-                for value in instruction.operands[: len(call.arguments)]:
-                    if value in function.types and not self._bases.is_base(value):
-                        function.fail(
-                            instruction,
-                            f"{value} points into an object; a callee that collects would not know"
-                            ' the object: pass that, or mark the callee "gc-leaf-function"',
-                        )
-                if mixed := live & function.aggregates:
-                    function.fail(
-                        instruction,
-                        f"{min(mixed)} holds references among other data and is live across this"
-                        " call: extract them where it is made",
-                    )
-                if instruction.opcode == "invoke":
-                    normal, pad = block.successors
-                    if not any(i.opcode == "landingpad" for i in function.blocks[pad].instructions):
-                        function.fail(instruction, "it does not unwind to a landing pad")
-                    live &= liveness.on_edge(block.name, normal)
-                    pads[pad] = None
-                live.update(function.types.keys() & set(_LOCAL.findall(unquoted(call.deopt))))
-                self._safepoints[instruction] = _Safepoint(call, self._with_bases(live))
-        for safepoint in self._safepoints.values():
-            self._make_variables(safepoint.roots)
-        for pad in pads:
-            phis = {phi.name for phi in function.blocks[pad].phis} & function.types.keys()
-            values = self._with_bases(liveness.at_begin(pad) | phis)
-            self._make_variables(values)
-            self._pads[pad] = {
-                value: (
-                    self._alloca(self._type_in_memory(value)),
-                    "" if self._bases.is_base(value) else self._alloca("i64"),
-                )
-                for value in values
-            }
-
-    def _with_bases(self, references: set[str]) -> list[str]:
-        """Those that point to objects, and their bases, in an order that is always the same."""
-        based = {name: self._bases.base(name) for name in references}
-        return sorted({n for pair in based.items() if pair[1] != NULL for n in pair})
-
     def _make_variables(self, references: list[str]) -> None:
         for name in references:
             if name not in self._variables:
                 self._variables[name] = self._alloca(self._function.types[name])
-
-    def _type_in_memory(self, value: str) -> str:
-        if self._function.types[value] != REFERENCE:
-            self._function.fail(
-                None, f"{value}, a vector of references, is used by a landing pad: extract them"
-            )
-        return REFERENCE
 
     # Instructions
 
@@ -298,7 +176,7 @@ class _Placement:
         values = {name: self._load(name, lines) for name in sorted(used)}
         if not used:
             return text
-        return substituted(_LOCAL, lambda name: values.get(name[0], name[0]), text)
+        return substituted(LOCAL, lambda name: values.get(name[0], name[0]), text)
 
     def _phi(self, block: Block, phi: Instruction) -> str:
         values, origins = [], []
@@ -323,7 +201,7 @@ class _Placement:
             self._instruction(instruction, lines)
         if terminator.opcode == "invoke":
             self._leave_for_pad(block, block.successors[1], lines)
-        if terminator in self._safepoints:
+        if terminator in self._roots.safepoints:
             normal = block.successors[0]
             between = self._function.new_name()
             self._origins[block.name, normal] = between
@@ -339,7 +217,7 @@ class _Placement:
         return lines
 
     def _instruction(self, instruction: Instruction, lines: list[str]) -> None:
-        if instruction in self._safepoints:
+        if instruction in self._roots.safepoints:
             lines += self._statepoint(instruction, lines)
             return
         text = self._replaced(
@@ -360,10 +238,10 @@ class _Placement:
         self, instruction: Instruction, lines: list[str], pad: str = "", normal: str = ""
     ) -> list[str]:
         """Add the statepoint to `lines`; what comes after it."""
-        call, roots = self._safepoints[instruction]
+        call, roots = self._roots.safepoints[instruction]
         token = self._new()
         live = [f"{self._function.types[name]} {self._load(name, lines)}" for name in roots]
-        live += (f"ptr {slot}" for slot in self._slots)
+        live += (f"ptr {slot}" for slot in self._roots.slots)
         live += (f"ptr {slot}" for slot, _ in self._pads.get(pad, {}).values())
         id_ = _ID.search(self._function.attributes(instruction))
         arguments = [
@@ -396,7 +274,7 @@ class _Placement:
             )
             self._store(name, name, after)
         for at, name in enumerate(roots):
-            base, moved = roots.index(self._bases.base(name)), self._new()
+            base, moved = roots.index(self._roots.bases.base(name)), self._new()
             type_ = self._function.types[name]
             indices = f"token {token}, i32 {base}, i32 {at}"
             after.append(f"  {moved} = call {type_} @llvm.experimental.gc.relocate({indices})")
@@ -415,7 +293,7 @@ class _Placement:
             if phi := phis.get(name):
                 at = phi.incoming.index(block.name)
                 value, text = phi.operands[at], phi.incoming_values()[at]
-            base = self._load(self._bases.base(value), lines)
+            base = self._load(self._roots.bases.base(value), lines)
             lines.append(f"  store {REFERENCE} {base}, ptr {slot}")
             if place:
                 text = self._load(value, lines) if value != CONSTANT else text
