@@ -307,6 +307,14 @@ def test_code_that_control_never_gets_to_is_left_out():
     assert "freeze" not in text
 
 
+def test_it_refuses_references_in_an_argument_that_is_copied():
+    said = refusal(
+        f"%Inner = type {{ {REF} }}\n"
+        f"define void @f(ptr byval({{ i64, %Inner }}) %p) {GC} {{ call void @poll() ret void }}"
+    )
+    assert "references in an argument by byval" in said
+
+
 def test_it_refuses_functions_without_names():
     said = refusal(f"define void @0() {GC} {{ call void @poll() ret void }}")
     assert "a function without a name" in said
@@ -329,6 +337,20 @@ AROUND = {
     "a reference in an alloca of bytes": (
         f"%a = alloca [16 x i8] %b = getelementptr i8, ptr %a, i64 8 store {REF} %o, ptr %b",
         "no record can name the references",
+    ),
+    "a reference in one of two allocas": (
+        f"%a = alloca i64 %b = alloca i64 %n = load i1, ptr %p %c = select i1 %n, ptr %a, ptr %b"
+        f" store {REF} %o, ptr %c",
+        "no record can name the references",
+    ),
+    "a reference from an alloca that was copied to": (
+        f"%a = alloca [2 x i64] call void @llvm.memcpy.p0.p0.i64(ptr %a, ptr %p, i64 16, i1 0)"
+        f" call void @poll() %x = load {REF}, ptr %a call void @leaf({REF} %x)",
+        "no record can name the references",
+    ),
+    "an id of too many bits": (
+        'call void @poll() "statepoint-id"="18446744073709551616"',
+        "more than 64 bits",
     ),
     "an alloca that is no variable": (f"br label %x x: %a = alloca {REF}", "no record can name"),
     "a stored pointer into an object": (

@@ -243,9 +243,12 @@ class _Placement:
         live = [f"{self._function.types[name]} {self._load(name, lines)}" for name in roots]
         live += (f"ptr {slot}" for slot in self._roots.slots)
         live += (f"ptr {slot}" for slot, _ in self._pads.get(pad, {}).values())
-        id_ = _ID.search(self._function.attributes(instruction))
+        given = _ID.search(self._function.attributes(instruction))
+        identity = int(given[1]) if given else _DEFAULT_ID
+        if identity >= 2**64:
+            self._function.fail(instruction, f"the id {identity} has more than 64 bits")
         arguments = [
-            f"i64 {id_[1] if id_ else _DEFAULT_ID}",
+            f"i64 {identity}",
             "i32 0",
             f"ptr elementtype({call.function_type}) {call.callee}",
             f"i32 {len(call.arguments)}",

@@ -20,6 +20,15 @@ _MUSTTAIL = re.compile(r" *(?:%[-\w.$]+ = )?musttail ")
 _LEAF = '"gc-leaf-function"'
 _NOT_HERE = "@llvm.experimental.deoptimize", "@llvm.experimental.gc.", "@llvm.experimental.guard"
 _STRUCT = re.compile(r'%(?:"([^"]*)"|([-\w.$]+))')
+_COPIED = re.compile(r"\b(byval|inalloca|preallocated)\((?:[^()]|\([^()]*\))*\)")
+_POINTERS = {
+    "getelementptr": slice(1),
+    "phi": slice(None),
+    "select": slice(1, 3),
+    "freeze": slice(1),
+    "addrspacecast": slice(1),
+}
+"""Instructions that give a pointer into what their operands point to, and which of them."""
 _UNNAMED = (
     "no record can name the references in this memory: give each one an alloca of its own in the"
     " entry block"
@@ -63,24 +72,42 @@ class FunctionRoots:
                 if type_ == REFERENCE and block.name == entry:
                     self.slots.append(instruction.name)
                     instruction.text += f"\n  store {REFERENCE} null, ptr {instruction.name}"
-                elif REFERENCE in type_ or function.context.reference_structs.intersection(
-                    quoted or plain for quoted, plain in _STRUCT.findall(type_)
-                ):
+                elif self._holds_references(type_):
                     function.fail(instruction, _UNNAMED)
+        for passed in _COPIED.finditer(function.header):
+            if self._holds_references(passed[0]):
+                function.fail(None, f"references in an argument by {passed[1]}: {_UNNAMED}")
         for block in function.blocks.values():
             block.instructions = [i for i in block.instructions if not self._is_lifetime(i)]
         self._check_memory()
 
+    def _holds_references(self, type_: str) -> bool:
+        structs = (quoted or plain for quoted, plain in _STRUCT.findall(type_))
+        return REFERENCE in type_ or not self._function.context.reference_structs.isdisjoint(
+            structs
+        )
+
     def _check_memory(self) -> None:
-        """Raise JITListenerError for a reference that is stored in an alloca of something else."""
+        """Raise JITListenerError for a reference in an alloca of something else."""
+        types = self._function.types
         instructions = [i for b in self._function.blocks.values() for i in b.instructions]
         definitions = {i.name: i for i in instructions if i.name}
         for instruction in instructions:
-            if instruction.opcode == "store" and instruction.operands[0] in self._function.types:
-                place = definitions.get(instruction.operands[1])
-                while place and place.opcode == "getelementptr":
-                    place = definitions.get(place.operands[0])
-                if place and place.opcode == "alloca" and place.name not in self.slots:
+            if instruction.opcode == "store" and instruction.operands[0] in types:
+                pointer = instruction.operands[1]
+            elif instruction.opcode == "load" and instruction.name in types:
+                pointer = instruction.operands[0]
+            else:
+                continue
+            waiting, seen = [pointer], set[str]()
+            while waiting:
+                pointer = waiting.pop()
+                found = definitions.get(pointer)
+                if found is None or pointer in seen or pointer in types:  # a reference: the heap
+                    continue
+                seen.add(pointer)
+                waiting += found.operands[_POINTERS.get(found.opcode, slice(0))]
+                if found.opcode == "alloca" and found.name not in self.slots:
                     self._function.fail(instruction, _UNNAMED)
 
     def _is_lifetime(self, instruction: Instruction) -> bool:
