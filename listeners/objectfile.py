@@ -36,6 +36,9 @@ STT_SECTION = 3
 HEADER = Struct("<4s5B7xHHIQQQIHHHHHH")
 SECTION = Struct("<IIQQQQIIQQ")
 SYMBOL = Struct("<IBBHQQ")
+# Of the file header: identification, type, machine, section table, flags, size and count of
+# section headers, names' index.
+_BRIEF_HEADER = Struct("<6s10xHH20xQI6xHHH")
 _BRIEF_SECTION = Struct("<4xIQQ8xQ24x")  # of a section header: type, flags, address, size
 RELOCATION = Struct("<QIIq")  # r_info in its two halves: the type is the low one
 COMPRESSION = Struct("<IIQQ")
@@ -115,25 +118,20 @@ class ObjectFile:
     """
 
     def __init__(self, data: bytes) -> None:
-        self.data = data
         if len(data) < HEADER.size:
             raise JITListenerError(f"an ELF object of {len(data)} bytes: its header alone is 64")
-        (
-            magic, elf_class, byte_order, _, _, _, elf_type, self.machine, _, _, _,
-            table, self.flags, _, _, _, entry_size, count, self.names_index,
-        ) = HEADER.unpack_from(data)  # fmt: skip
-        self.section_table = table
-        if magic == b"\x7fELF" and elf_class == 1:
-            raise JITListenerError("a 32-bit ELF file: only 64-bit ones are read")
-        if magic != b"\x7fELF" or elf_class != 2 or byte_order != 1:
-            raise JITListenerError(
-                f"not a little-endian ELF64 file: it begins with {data[:6].hex()}"
-            )
+        ident, elf_type, machine, table, flags, entry_size, count, names = (
+            _BRIEF_HEADER.unpack_from(data)
+        )
+        if ident != b"\x7fELF\2\1":
+            if ident[:5] == b"\x7fELF\1":
+                raise JITListenerError("a 32-bit ELF file: only 64-bit ones are read")
+            raise JITListenerError(f"not a little-endian ELF64 file: it begins with {ident.hex()}")
         if elf_type != ET_REL:
             raise JITListenerError(
                 f"an ELF file of type {elf_type} where a relocatable object (ET_REL, 1) is needed"
             )
-        if count == 0 or count >= SHN_LORESERVE or self.names_index >= SHN_LORESERVE:
+        if count == 0 or count >= SHN_LORESERVE or names >= SHN_LORESERVE:
             raise JITListenerError(
                 "an ELF object without sections, or with over 65,279 of them: "
                 "extended section numbering is not read"
@@ -143,7 +141,9 @@ class ObjectFile:
                 f"{count} section headers of {entry_size} bytes at offset {table:#x}: "
                 f"64 bytes each are expected, inside a file of {len(data):#x}"
             )
-        self.section_count = count
+        self.data = data
+        self.machine, self.flags = machine, flags
+        self.section_table, self.section_count, self.names_index = table, count, names
         self.allocated: list[int] = []
         self.executable: dict[int, int] = {}
         self.addresses: dict[int, int] = {}
@@ -153,8 +153,8 @@ class ObjectFile:
         for index, (kind, flags, address, size) in enumerate(headers):
             if flags & SHF_ALLOC and size:
                 self.allocated.append(index)
-            if flags & SHF_EXECINSTR:
-                self.executable[index] = size
+                if flags & SHF_EXECINSTR:
+                    self.executable[index] = size
             if address:
                 self.addresses[index] = address
             if kind == SHT_STRTAB:
@@ -163,8 +163,8 @@ class ObjectFile:
                 if self.symbol_table:
                     raise JITListenerError(f"section {index}: a second symbol table")
                 self.symbol_table = index
-        if self.names_index not in string_tables:
-            raise JITListenerError(f"e_shstrndx: section {self.names_index} is not a string table")
+        if names not in string_tables:
+            raise JITListenerError(f"e_shstrndx: section {names} is not a string table")
         if self.symbol_table:
             _, _, _, _, _, size, strings, _, _, entry_size = SECTION.unpack_from(
                 data, table + self.symbol_table * SECTION.size
@@ -256,11 +256,11 @@ class ObjectFile:
 
         Raises JITListenerError if the name lies outside its string table.
         """
-        return _string(self.section_strings, self.sections[index].name, f"section {index}")
+        return _string(self.section_strings, self.sections[index].name, "section", index)
 
     def symbol_name(self, symbol: Symbol) -> str:
         """The name of one of `symbols`; raises as `section_name` does."""
-        return _string(self.symbol_strings, symbol.name, f"a symbol of section {symbol.section}")
+        return _string(self.symbol_strings, symbol.name, "a symbol of section", symbol.section)
 
     # Contents
 
@@ -345,46 +345,48 @@ class ObjectFile:
         """
         if not self.symbol_table:
             return []
-        ends = self.executable.copy()
-        found: dict[tuple[int, int], tuple[int, int, int]] = {}
-        for name, info, _, section, offset, size in SYMBOL.iter_unpack(
-            self._raw(self.symbol_table)
-        ):
-            if info not in _FUNCTION_RANK or section not in ends:
+        sizes, ranks = self.executable, _FUNCTION_RANK
+        symbols, strings = self._raw(self.symbol_table), self._raw(self._symbol_strings)
+        found = [
+            (section, offset, -ranks[info], name, size)
+            for name, info, _, section, offset, size in SYMBOL.iter_unpack(symbols)
+            if info in ranks and section in sizes
+        ]
+        found.sort(reverse=True)
+        functions: list[FunctionSymbol] = []
+        room_for_names = 16 * len(self.data)
+        section_before = before = 0  # the function behind, or the end of the section
+        for section, offset, _, name, size in found:
+            if section != section_before:
+                section_before, before = section, sizes[section]
+            elif offset == before:
                 continue
-            rank, room = _FUNCTION_RANK[info], ends[section] - offset
+            room = sizes[section] - offset
             if room <= 0:
                 if room or size:
                     raise JITListenerError(
                         f"a function at offset {offset:#x} of section {section}, "
-                        f"which has {ends[section]:#x} bytes"
+                        f"which has {sizes[section]:#x} bytes"
                     )
                 continue  # a label that marks the section's end
-            best = found.get((section, offset))
-            if best is None or rank < best[0]:
-                found[section, offset] = rank, name, min(size, room)
-        functions = []
-        strings = self._raw(self._symbol_strings)
-        room_for_names = 16 * len(self.data)
-        for (section, offset), (_, name, size) in sorted(found.items(), reverse=True):
-            text = _string(strings, name, f"a function of section {section}")
+            text = _string(strings, name, "a function of section", section)
             # Names may share their ends, as linkers make them do; in a file made to harm, each
             # could be a long end of one string, and all of them be far larger than the file.
             room_for_names -= len(text)
             if room_for_names < 0:
                 raise JITListenerError("the names of the functions overlap: they exceed the file")
-            functions.append(_function((text, section, offset, size or ends[section] - offset)))
-            ends[section] = offset
+            functions.append(_function((text, section, offset, min(size, room) or before - offset)))
+            before = offset
         functions.reverse()
         return functions
 
 
-def _string(table: bytes, offset: int, where: str) -> str:
+def _string(table: bytes, offset: int, what: str, index: int) -> str:
     end = table.find(b"\0", offset)
     if end < 0:
         raise JITListenerError(
-            f"{where}: its name, at offset {offset:#x} of a string table of {len(table):#x} bytes, "
-            "has no end"
+            f"{what} {index}: its name, at offset {offset:#x} of a string table "
+            f"of {len(table):#x} bytes, has no end"
         )
     return table[offset:end].decode("utf-8", "surrogateescape")
 

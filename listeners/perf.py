@@ -7,6 +7,7 @@ from itertools import chain
 
 from perfmap import MapFile
 
+from .demangle import demangle
 from .events import JITEventListener, LoadedObject
 
 __all__ = ["PerfMap"]
@@ -30,7 +31,7 @@ class PerfMap(JITEventListener):
         atexit.register(self._name_freed)
 
     def notify_object_loaded(self, obj: LoadedObject) -> None:
-        entries = [(f.address, f.size, f.demangled) for f in obj.functions]
+        entries = [(address, size, demangle(name)) for name, address, size in obj.functions]
         self._loaded[obj.key] = entries
         for address, _, _ in entries:
             self._freed.pop(address, None)

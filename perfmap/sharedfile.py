@@ -199,10 +199,10 @@ class _Holes:
         index = bisect_left(self._by_size, (size, 0))
         if index == len(self._by_size):
             return None
-        start = self._by_size[index][1]
-        end = self._pop(start)
-        if start + size < end:
-            self.add(start + size, end)
+        room, start = self._by_size.pop(index)
+        del self._starts[self._ends.pop(start)]
+        if size < room:
+            self.add(start + size, start + room)
         return start
 
     def _pop(self, start: int) -> int:

@@ -45,17 +45,22 @@ class LLVMDescriptor:
         self.words = (ctypes.c_uint64 * 3).from_address(address)
         """Its memory: version and action, relevant entry, first entry: the newest one."""
 
-    def entries(self, until: Container[int] = ()) -> Iterator[int]:
-        """The addresses of the entries LLVM made, newest first, up to the first in `until`."""
+    def entries(self, until: Container[int] = ()) -> list[tuple[int, int, int]]:
+        """The entries LLVM made, newest first, up to the first in `until`.
+
+        Of each its address, and address and size of its image.
+        """
+        found = []
         entry = self.words[2]
         while entry and entry not in until:
+            following, _, address, size = ENTRY.unpack(ctypes.string_at(entry, ENTRY.size))
             if not gdbjit.is_registered(entry):
-                yield entry
-            entry = ENTRY.unpack(ctypes.string_at(entry, ENTRY.size))[0]
+                found.append((entry, address, size))
+            entry = following
+        return found
 
-    def read(self, entry: int) -> LoadedObject:
-        """The object of the entry at address `entry`."""
-        _, _, address, size = ENTRY.unpack(ctypes.string_at(entry, ENTRY.size))
+    def read(self, address: int, size: int) -> LoadedObject:
+        """The object whose image is the `size` bytes at `address`."""
         image = ctypes.string_at(address, size)
         return LoadedObject(
             partial(ObjectFile, image), ctypes.string_at, registered_in=self.visible

@@ -177,7 +177,7 @@ class Engines:
         if self._unheard or not (self._descriptor or self._search()):
             return call(handle, name, *arguments)
         engine = self._engine(handle, is_lljit=True)
-        if self._objects.heard:
+        if engine.uses_jitlink is None and self._objects.heard:
             self._settle(engine, handle)
         link = None
         if engine.uses_jitlink:
@@ -268,9 +268,9 @@ class Engines:
         if self._descriptor:
             # The head may be unknown yet: of a call that this one was made in the middle of.
             head = self._descriptor.words[2]
-            self._newest = head if head in self._objects else 0
+            self._newest = head if head in self._objects.loaded else 0
             if self._objects.strays:
-                live = set(self._descriptor.entries())
+                live = {entry for entry, _, _ in self._descriptor.entries()}
                 for key in [key for key in self._objects.strays if key > 0 and key not in live]:
                     self._objects.forget(key)
         return result
@@ -329,11 +329,11 @@ class Engines:
             self._objects.announce_executable(engine)
         if self._descriptor.words[2] == self._newest:
             return []
-        entries = list(self._descriptor.entries(until=self._objects))
+        entries = self._descriptor.entries(until=self._objects.loaded)
         self._newest = self._descriptor.words[2]
         looked = []
-        for entry in reversed(entries):
-            loaded = Loaded(partial(self._descriptor.read, entry), engine, library)
+        for entry, address, size in reversed(entries):
+            loaded = Loaded(partial(self._descriptor.read, address, size), engine, library)
             if engine is not None and engine.latent:
                 self._correct_library(engine, loaded)
             self._objects.add(loaded, entry, executable)

@@ -20,7 +20,7 @@ from ..errors import JITListenerError
 from ..events import EventSink, LoadedObject
 from ..objectfile import SHF_EXECINSTR
 from . import jitlink
-from .order import catch_up
+from .order import catch_up, late
 from .targets import TargetOptions
 
 __all__ = ["Engine", "Loaded", "Objects"]
@@ -92,15 +92,13 @@ class Objects:
         """Objects whose end is only seen afterwards: their engine was made before we were here."""
         self.waiting: list[int] = []
         """Objects in memory that cannot run yet."""
-        self._objects: dict[int, Loaded] = {}
+        self.loaded: dict[int, Loaded] = {}
+        """Those in memory, by key, in load order."""
         self._jitlinked = 0
         self._sinks: list[tuple[EventSink, Engine | None]] = []
         self._tasks: deque[Callable[[], None]] = deque()
         self.busy = False
         """Whether something is being announced."""
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._objects
 
     # Who listens
 
@@ -112,7 +110,7 @@ class Objects:
     def subscribe(self, sink: EventSink, engine: Engine | None) -> None:
         """Tell `sink` of the objects of `engine`, or of all, and at once of those there are."""
         self._sinks.append((sink, engine))
-        self._do(lambda: self._tell_loaded(tuple(self._objects), [(sink, engine)]))
+        self._do(lambda: self._tell_loaded(tuple(self.loaded), [(sink, engine)]))
 
     def unsubscribe(self, sink: EventSink) -> None:
         self._sinks = [(other, engine) for other, engine in self._sinks if other is not sink]
@@ -124,7 +122,7 @@ class Objects:
         if key is None:
             self._jitlinked += 1
             key = -self._jitlinked
-        self._objects[key] = loaded
+        self.loaded[key] = loaded
         if loaded.engine is not None:
             loaded.engine.objects[key] = loaded
         if loaded.engine is None or not loaded.engine.made_here:
@@ -143,7 +141,7 @@ class Objects:
         """
         waiting, self.waiting = self.waiting, []
         for key in waiting:
-            loaded = self._objects[key]
+            loaded = self.loaded[key]
             if loaded.engine is engine if loaded.engine else _is_executable(loaded.object()):
                 self._do(partial(self._tell_loaded, [key], self._sinks))
             else:
@@ -171,7 +169,7 @@ class Objects:
 
     def forget(self, key: int) -> None:
         """Announce the end of an object, for the last time that its memory may be read."""
-        loaded = self._objects.pop(key)
+        loaded = self.loaded.pop(key)
         self.strays.discard(key)
         if loaded.engine is not None:
             del loaded.engine.objects[key]
@@ -185,9 +183,10 @@ class Objects:
                         stack.callback(sink.freeing, loaded.obj)
 
     def _tell_loaded(self, keys: Iterable[int], sinks: Sinks) -> None:
-        catch_up()
+        if late:
+            catch_up()
         for key in keys:
-            loaded = self._objects.get(key)
+            loaded = self.loaded.get(key)
             if loaded is None or key in self.waiting:
                 continue
             for sink, engine in tuple(sinks):
