@@ -2,11 +2,13 @@
 
 The program is our child, and perf looks on from a session of its own: so the terminal's Ctrl-C is
 for the program alone, which ends as it always does, and perf records to the last instruction. perf
-says through its control pipe when it is ready, and is told there when all is over.
+says through its control pipe when it is ready, and is told there when all is over; or by a signal,
+should this process be killed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
@@ -19,6 +21,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, NoReturn
@@ -54,6 +57,7 @@ MONOTONIC = ("mono", "monotonic", "CLOCK_MONOTONIC", "1")
 PYTHON_NAMES = ("PYTHONPERFSUPPORT", "PYTHON_PERF_JIT_SUPPORT")
 """Variables for Python's names: in the map file (3.12); in a dump, with call frames (3.13)."""
 DUMP_NAME = re.compile(rb"/[^\0]*/jit-\d+\.dump(?=\0)")
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FROM_KERNEL = 0x80  # SI_KERNEL of asm-generic/siginfo.h: the terminal's signals
 PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 
@@ -284,8 +288,10 @@ class _Perf:
             stdin=subprocess.DEVNULL,
             stdout=self._messages,
             stderr=self._messages,
-            pass_fds=(control, answer),
+            # Some versions of perf leave no profile once nobody else holds the pipe's other end.
+            pass_fds=(control, self._control, answer),
             start_new_session=True,
+            preexec_fn=partial(_end_with, os.getpid()),
         )
         os.close(control)
         os.close(answer)
@@ -325,6 +331,13 @@ class _Perf:
         if "perf_event_paranoid" in message or "perf_event_open" in message:
             said += f"; {perfchecks.REMEDY}"
         return f"perf record: {said}"
+
+
+def _end_with(parent: int) -> None:
+    """In the process that becomes perf: finish the profile when `parent` ends, however it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 @contextmanager

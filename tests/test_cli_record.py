@@ -250,6 +250,41 @@ def test_no_process_is_left_when_the_program_has_ended(tmp_path: Path) -> None:
     assert not mine
 
 
+@pytest.mark.parametrize("options", [[], ["-a", "--"]])
+def test_killed_it_leaves_the_profile_so_far_and_the_program_alone(
+    options: list[str], app: Path
+) -> None:
+    with app.open("a") as file:
+        file.write("print('ready', flush=True)\nwhile True: work(10_000)\n")
+    with subprocess.Popen(
+        [*RECORD, *options, sys.executable, str(app)],
+        cwd=app.parent,
+        env={**os.environ, "JITDUMPDIR": str(app.parent)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        said = process.stdout.readline()
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        process.wait()
+        (app.parent / "pids").write_text(said)
+        pid = int(said.split()[0])
+        try:
+            _wait_for_perf_of(app.parent)
+            os.kill(pid, 0)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+    assert Recording(app.with_name("perf.data")).shares()["steps"] > 1
+
+
+def _wait_for_perf_of(directory: Path) -> None:
+    end = time.monotonic() + 30
+    while any(_has(path, str(directory)) for path in Path("/proc").glob("[0-9]*/cmdline")):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def _has(path: Path, what: str) -> bool:
     try:
         return b"perf\0record" in path.read_bytes() and os.readlink(path.with_name("cwd")) == what
