@@ -4,12 +4,17 @@
 
 For 100, 1,000 and 10,000 functions with debug information, which all run, in objects of one
 function and of a hundred: seconds that `perf record` takes to end, `perf inject` and `perf report`;
-the files that are there then; and what the load of an object has cost with the listener.
+the functions that have samples and so stand in the report; the files that are there then; and what
+the load of an object has cost with the listener.
+
+`perf record` has the options of `jitlisten record`, for each way; or none, as in perf's own
+documentation of jitdump. perf's copies of what it has seen go to an empty directory.
 """
 
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +27,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {"none": None, "images": "CodeImages", "jitdump": "JITDump", "map": "PerfMap"}
+SOON = ("--buildid-mmap", "--no-bpf-event")
+RUNS = [*((way, SOON) for way in WAYS), ("images", ()), ("jitdump", ())]
 
 
 def program(way: str, functions: int, per_object: int) -> None:
@@ -66,53 +73,56 @@ def program(way: str, functions: int, per_object: int) -> None:
     os._exit(0)
 
 
-def measure(way: str, functions: int, per_object: int) -> dict[str, float]:
-    """Seconds by step, and what is on the disk then."""
+def measure(way: str, options: tuple[str, ...], functions: int, per: int) -> dict[str, float]:
+    """Seconds by step, what the report names, and what is on the disk then."""
     with tempfile.TemporaryDirectory() as directory:
+        perf = ("perf", "--buildid-dir", f"{directory}/.debug/copies")
         data = f"{directory}/perf.data"
-        sampling = ("-q", "-N", "-k", "mono", "-e", "cpu-clock:u", "-c", "250000")
-        command = (sys.executable, __file__, way, str(functions), str(per_object))
+        sampling = ("-q", "-k", "mono", "-e", "cpu-clock:u", "-c", "250000", *options)
+        command = (sys.executable, __file__, way, str(functions), str(per))
         done = subprocess.run(
-            ["perf", "record", *sampling, "-o", data, "--", *command],
+            [*perf, "record", *sampling, "-o", data, "--", *command],
             env={**os.environ, "JITDUMPDIR": directory},
             stdout=subprocess.PIPE,
             check=True,
         )
         said = json.loads(done.stdout)
-        times = {"load": said["load"], "record": time.monotonic() - said["end"], "inject": 0.0}
+        found = {"load": said["load"], "record": time.monotonic() - said["end"], "inject": 0.0}
         if way == "jitdump":
             start = time.monotonic()
             injected = f"{directory}/injected"
-            subprocess.run(["perf", "inject", "-j", "-i", data, "-o", injected], check=True)
-            times["inject"] = time.monotonic() - start
+            subprocess.run([*perf, "inject", "-j", "-i", data, "-o", injected], check=True)
+            found["inject"] = time.monotonic() - start
             data = injected
         start = time.monotonic()
         report = ("--stdio", "--no-children", "-F", "overhead,sym", "--time", f"{said['started']},")
         text = subprocess.run(
-            ["perf", "report", "-i", data, *report],
+            [*perf, "report", "-i", data, *report],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             check=True,
         ).stdout
-        times["report"] = time.monotonic() - start
-        assert way == "none" or "] steps" in text
+        found["report"] = time.monotonic() - start
+        found["named"] = len(set(re.findall(r"\] (steps\d+)", text)))
+        assert way == "none" or found["named"]
         files = [path for path in Path(directory, ".debug").rglob("*") if path.is_file()]
-        times["files"] = len(files)
-        times["MB"] = sum(path.stat().st_blocks * 512 for path in files) / 1e6
-        return times
+        found["files"] = len(files)
+        found["MB"] = sum(path.stat().st_blocks * 512 for path in files) / 1e6
+        return found
 
 
 def main(sizes: list[int]) -> None:
-    columns = ("functions", "an object", "listener", "record ends, s", "inject, s", "report, s")
-    table = Table(*columns, "in all, s", "files", "MB", "load of an object, µs")
-    for functions, per_object in itertools.product(sizes, (1, 100)):
-        for way in WAYS:
-            found = measure(way, functions, per_object)
+    columns = ("functions", "an object", "listener", "options", "record ends, s", "inject, s")
+    table = Table(*columns, "report, s", "in all, s", "named", "files", "MB", "load, µs")
+    for functions, per in itertools.product(sizes, (1, 100)):
+        for way, options in RUNS:
+            found = measure(way, options, functions, per)
             steps = [found[step] for step in ("record", "inject", "report")]
             cells = [f"{seconds:.2f}" for seconds in (*steps, sum(steps))]
-            disk = f"{found['files']:,.0f}", f"{found['MB']:.1f}", f"{found['load']:,.0f}"
-            table.add_row(f"{functions:,}", str(per_object), way, *cells, *disk)
+            cells += [f"{found[what]:,.0f}" for what in ("named", "files", "MB", "load")]
+            whose = "as jitlisten record" if options else "none"
+            table.add_row(f"{functions:,}", str(per), way, whose, *cells)
     Console().print(table)
 
 
