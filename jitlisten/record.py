@@ -51,6 +51,7 @@ LONG |= {
     "uid": "u",
 }
 TARGETS = "aCptu"
+BUILD_IDS_OF_MAPPINGS = (5, 12)  # since that Linux
 
 MONOTONIC = ("mono", "monotonic", "CLOCK_MONOTONIC", "1")
 
@@ -178,8 +179,11 @@ def _given(options: list[str]) -> dict[str, str]:
 
 def _chosen(given: dict[str, str], pid: int) -> list[str]:
     """The options that the user has left to us."""
-    # Copies of code images are of no use: each run has its own.
-    options = ["--no-buildid-cache"]
+    # Build-ids come with the mappings. Else perf reads every file for its own when the program has
+    # ended, and perf inject copies each function to ~/.debug.
+    options = ["--buildid-mmap" if _linux() >= BUILD_IDS_OF_MAPPINGS else "--no-buildid-cache"]
+    # For what the kernel loads perf has a thread, which takes up to a second to end.
+    options.append("--no-bpf-event")
     if "k" not in given:
         options.append("--clockid=mono")  # a jitdump's
     if "e" not in given:
@@ -195,6 +199,11 @@ def _chosen(given: dict[str, str], pid: int) -> list[str]:
         # take the first place for the other when it unwinds.
         options += [f"--pid={pid}", "--synth=task"]
     return options
+
+
+def _linux() -> tuple[int, ...]:
+    """The version of the kernel, major and minor."""
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 
 
 def _choose_listener(dumps: bool) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tools import PROGRAMS, perf_symbols, run, tool
 
 # By the CPU's time, so that a busy machine does not matter.
-SAMPLING = ("-q", "-N", "-k", "mono", "-e", "cpu-clock:u", "-c", "1000000")  # one a ms
+SAMPLING = ("-q", "--buildid-mmap", "-k", "mono", "-e", "cpu-clock:u", "-c", "1000000")  # one a ms
 
 ROOT = PROGRAMS.parents[1]
 PATH = ":".join(map(str, (ROOT, ROOT / "examples", PROGRAMS)))

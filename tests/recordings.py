@@ -33,7 +33,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
             data = made[key] = directory / "perf.data"
             said = run(
                 *(sys.executable, "-m", "jitlisten", "run", f"--{way}", "--"),
-                *(tool("perf"), "record", "-q", "-N", "-k", "mono", "-e", "cpu-clock"),
+                *(tool("perf"), "record", "-q", "--buildid-mmap", "-k", "mono", "-e", "cpu-clock"),
                 *("-F", "999", *(("--call-graph", graph) if graph else ()), "-o", str(data), "--"),
                 *(sys.executable, *python, str(PROGRAMS / "reported.py"), *scene),
                 env={**os.environ, "JITDUMPDIR": str(directory)},

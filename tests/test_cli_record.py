@@ -95,7 +95,7 @@ def check_chains(recording: Recording) -> None:
 
 def place_of(symbol: str, recording: Recording) -> str:
     """The file that perf has the symbol from."""
-    return next(place for _, name, place in recording.rows("sym,dso") if name == symbol)
+    return next((place for _, name, place in recording.rows("sym,dso") if name == symbol), "")
 
 
 def events(data: Path) -> str:
@@ -114,9 +114,21 @@ def test_the_code_has_names_callers_and_an_image(app: Path) -> None:
     assert re.fullmatch(r"steps-\d+-\w+\.so", place_of("steps", recording))
 
 
+def test_a_file_that_is_another_one_now_gives_no_names(app: Path) -> None:
+    record(app.parent, sys.executable, str(app))
+    recording = Recording(app.with_name("perf.data"))
+    place = place_of("steps", recording)
+    [image] = app.parent.rglob(place)
+    data = image.read_bytes()
+    build_id = data.index(b"GNU\0") + 4
+    image.write_bytes(data[:build_id] + bytes(20) + data[build_id + 20 :])
+    assert place_of("steps", recording) == ""
+
+
 def test_where_images_cannot_be_mapped_whole_it_is_a_jitdump_injected(app: Path) -> None:
     denied = deny("mmap", NORESERVE_FIXED_NOREPLACE_ANONYMOUS_PRIVATE, argument=3)
-    said, told = record(app.parent, "-o", "here", "--", sys.executable, str(app), before=denied)
+    program = ("-o", "here", "--", sys.executable, str(app))
+    said, told = record(app.parent, *program, before=denied, HOME=str(app.parent))
     assert said.split()[1] == "442"
     assert "no images: call chains by dwarf end at code: no room for frames" in told
     assert told.endswith(
@@ -127,6 +139,7 @@ def test_where_images_cannot_be_mapped_whole_it_is_a_jitdump_injected(app: Path)
     check_chains(recording)
     assert re.fullmatch(r"jitted-\d+-\d+\.so", place_of("steps", recording))
     assert {path.name for path in app.parent.iterdir()} == {"app.py", "here", "pids", ".debug"}
+    assert not list(app.parent.rglob("elf")), "copies that perf inject makes"
 
 
 def test_without_a_directory_for_either_it_is_the_map_file(app: Path) -> None:

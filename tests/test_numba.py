@@ -48,7 +48,7 @@ def cache(tmp_path_factory) -> dict[str, str]:
     return environment
 
 
-SAMPLING = ("-q", "-N", "-k", "mono", "-e", "cpu-clock:u", "-c", "1000000")
+SAMPLING = ("-q", "--buildid-mmap", "-k", "mono", "-e", "cpu-clock:u", "-c", "1000000")
 RECORD = {
     "map": (
         *("perf", "record", *SAMPLING, "-o", "perf.data", "--"),
