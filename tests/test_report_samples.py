@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 
 import pytest
 from tools import run, tool
@@ -171,6 +172,27 @@ def test_the_copy_that_perf_keeps_is_read_where_the_file_is_gone(tmp_path, monke
     (location,) = locator.locate(Call(outer.address, "outer", 0, str(library)), True)
     assert (location.file, location.line) == (str(source), 12)
     assert not locator.missing
+
+    # Of another process of that number: which one was recorded?
+    shutil.copytree(copy.parent, copy.parent.with_name("fedcba9876543210"))
+    locator = Locator()
+    (location,) = locator.locate(Call(outer.address, "outer", 0, str(library)), True)
+    assert (location.frame.name, location.line) == ("outer", 0)
+    assert locator.missing == [str(library)]
+
+
+def test_a_user_without_a_home_has_no_copies():
+    code = """
+import os
+from jitlisten.report.locations import Locator
+from jitlisten.report.samples import Call
+os.environ.pop("HOME", None)
+os.setuid(54321)
+locator = Locator()
+(location,) = locator.locate(Call(0x80, "f", 0, "/nowhere/jitted-1-1.so"), True)
+print(location.frame.name, *locator.missing)
+"""
+    assert run(sys.executable, "-c", code) == "f /nowhere/jitted-1-1.so\n"
 
 
 @pytest.mark.tools

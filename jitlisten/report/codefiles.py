@@ -259,12 +259,18 @@ def is_code_file(dso: str) -> bool:
 
 
 def kept(dso: str) -> Path:
-    """The file that perf calls `dso`, or the copy that perf made of it when it recorded."""
+    """The file that perf calls `dso`, or the copy that perf made of it when it recorded.
+
+    Of several copies it is not known which one the recording is of: then it is none.
+    """
     path = Path(dso)
     if path.exists():
         return path
-    copies = Path.home().glob(f".debug/{glob.escape(dso.lstrip('/'))}/*/elf")
-    return next(copies, path)
+    try:
+        copies = list(Path.home().glob(f".debug/{glob.escape(dso.lstrip('/'))}/*/elf"))
+    except RuntimeError:  # no HOME, and a user without a name
+        return path
+    return copies[0] if len(copies) == 1 else path
 
 
 @cache
