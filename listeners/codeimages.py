@@ -58,7 +58,7 @@ class CodeImages(JITEventListener):
     """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None) -> None:
-        self._directory = None if directory is None else Path(directory)
+        self._directory = None if directory is None else Path(directory).absolute()
         self._images: dict[int, _Image | None] = {}
         """By page; None where there was one."""
         self._starts: dict[int, list[int]] = {}

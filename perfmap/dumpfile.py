@@ -24,17 +24,22 @@ __all__ = ["DumpFile", "run_directory", "runs_directory"]
 
 def runs_directory() -> Path:
     """Where the directories of all runs are, whether or not there are any: `.debug/jit` in
-    $JITDUMPDIR or at home.
+    $JITDUMPDIR or at home, as an absolute path.
 
     Raises PerfMapError if there is no home.
     """
     try:
-        return Path(os.environ.get("JITDUMPDIR") or Path.home(), ".debug", "jit")
+        return Path(os.environ.get("JITDUMPDIR") or Path.home(), ".debug", "jit").absolute()
     except RuntimeError:  # no HOME, and a user without a name, as containers have
         raise PerfMapError(
             "no place for what perf reads: this user has no home; "
             "set JITDUMPDIR to a directory that can be written"
         ) from None
+    except OSError as error:  # the current directory, which a relative one is in
+        raise PerfMapError(
+            f"no place for what perf reads: no current directory ({error.strerror}); "
+            "set JITDUMPDIR to the absolute path of a directory that can be written"
+        ) from error
 
 
 def run_directory() -> Path:

@@ -71,7 +71,7 @@ class JITDumpWriter:
         if sys.platform != "linux" or platform.machine() not in _MACHINES:
             known = ", ".join(_MACHINES)
             raise PerfMapError(f"jitdump files are written for Linux on {known} only")
-        self._directory = None if directory is None else Path(directory)
+        self._directory = None if directory is None else Path(directory).absolute()
         self._file: DumpFile | None = None
         self._closed = False
         self._turns = Turns()

@@ -114,6 +114,17 @@ def test_code_is_mapped_from_a_file_as_it_was(program, tmp_path):
     assert ctypes.string_at(frames, header["sh_size"]) == header.data()
 
 
+def test_a_relative_directory_is_meant_from_where_the_program_was_then(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = listeners.CodeImages(".")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    program = Program("mcjit")
+    with listeners.attach(program.engine, images):
+        program.load(source_ir(), "steps")
+    assert len(list(tmp_path.glob("*.so"))) == 1
+
+
 def test_freeing_leaves_nothing_mapped_and_the_file_there(program, tmp_path):
     images_of(program.engine, tmp_path)
     program.load(source_ir(), "steps")
@@ -348,11 +359,11 @@ def test_the_kernel_s_query_and_its_text_tell_the_same_of_mappings():
 def test_doctor_tells_whether_images_can_be_mapped(tmp_path):
     script = f'mount -t tmpfs -o noexec none {tmp_path} && exec "$@"'
     doctor = (sys.executable, "-m", "jitlisten", "doctor", "--json")
-    environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
+    environment = {**os.environ, "JITDUMPDIR": tmp_path.name}
     namespace = (tool("unshare"), "--mount", "sh", "-c", script, "sh")
     for command, state in (doctor, "ok"), ((*namespace, *doctor), "warning"):
-        checks = json.loads(run(*command, status=None, env=environment))["checks"]
-        (found,) = (check for check in checks if check["name"] == "images")
+        said = run(*command, status=None, env=environment, cwd=tmp_path.parent)
+        (found,) = (check for check in json.loads(said)["checks"] if check["name"] == "images")
         assert found["state"] == state
         assert ("Operation not permitted" in found["detail"]) == (state == "warning")
 

@@ -170,6 +170,22 @@ def test_a_directory_that_cannot_be_used_is_an_error(tmp_path, monkeypatch):
         JITDumpWriter().add(JITCode(PAGE, b"\xc3", "f"))
 
 
+def test_a_relative_directory_is_meant_from_where_the_program_was_then(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JITDUMPDIR", "here")
+    first, second = JITDumpWriter(), JITDumpWriter(".")
+    first.add(JITCode(PAGE, b"\xc3", "f"))
+    assert first.path is not None
+    assert first.path.is_relative_to(tmp_path / "here" / ".debug")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir("gone")
+    (tmp_path / "gone").rmdir()
+    second.add(JITCode(PAGE, b"\xc3", "f"))
+    assert second.path == tmp_path / first.path.name
+    with pytest.raises(PerfMapError, match="absolute path"):
+        JITDumpWriter().add(JITCode(PAGE, b"\xc3", "f"))
+
+
 def test_a_full_disk_is_an_error_and_the_writer_goes_on(tmp_path):
     script = f"""
 import resource, signal
