@@ -11,7 +11,9 @@ from tools import run, tool
 
 from jitlisten.report.codefiles import CodeFile
 from jitlisten.report.locations import Kind, Locator
-from jitlisten.report.samples import Call, parse_samples
+from jitlisten.report.profile import Profile, collect
+from jitlisten.report.samples import Call, Sample, parse_samples
+from jitlisten.report.table import show_table
 from listeners import JITListenerError
 
 HEADER = "python 12/13 1.000000002:    1001001 cpu-clock:u: \n"
@@ -179,6 +181,20 @@ def test_the_copy_that_perf_keeps_is_read_where_the_file_is_gone(tmp_path, monke
     (location,) = locator.locate(Call(outer.address, "outer", 0, str(library)), True)
     assert (location.frame.name, location.line) == ("outer", 0)
     assert locator.missing == [str(library)]
+
+
+def test_where_all_functions_are_cold_the_hottest_are_shown(capsys):
+    def sample(number: int) -> Sample:
+        call = Call(number, f"f{number:03}", 0, "/tmp/perf-1.map")
+        return Sample("cpu-clock", "program", 1, 1, number, 1 + number // 299, (call,))
+
+    profiles: dict[str, Profile] = {}
+    collect(map(sample, range(300)), Locator(), profiles)
+    show_table(profiles["cpu-clock"])
+    said = capsys.readouterr().out
+    assert said.index("f299") < said.index("f000") < said.index("f008")
+    assert "f009" not in said
+    assert "290 more JIT functions: 96.3 % self" in said
 
 
 def test_a_user_without_a_home_has_no_copies():

@@ -15,7 +15,8 @@ from .profile import Profile, Weight
 __all__ = ["show_table"]
 
 FUNCTIONS, LINES = 20, 5  # as many are shown
-LEAST = 0.005  # of all samples, for a row
+FEWEST = 10  # functions that are, however cold
+LEAST = 0.005  # of all samples, for another row
 
 Key = TypeVar("Key")
 
@@ -36,13 +37,12 @@ def show_table(profile: Profile) -> None:
     if not functions:
         out.print("There is no sample in JIT code: was it recorded with `jitlisten record`?")
         return
-    shown = [
+    shown = functions[:FEWEST] + [
         (frame, weight)
-        for frame, weight in functions[:FUNCTIONS]
+        for frame, weight in functions[FEWEST:FUNCTIONS]
         if weight.total >= LEAST * profile.weight
     ]
-    if shown:
-        out.print(_table(profile, shown))
+    out.print(_table(profile, shown))
     if rest := functions[len(shown) :]:
         own = sum(weight.self for _, weight in rest)
         out.print(f"{len(rest)} more JIT functions: {100 * own / profile.weight:.1f} % self")
