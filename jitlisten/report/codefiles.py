@@ -33,6 +33,7 @@ __all__ = ["CodeFile", "Function", "Instruction", "Place", "is_code_file", "kept
 # NAME-PID-UNIQUE.so of CodeImages, jitted-PID-NUMBER.so of perf inject
 IMAGE = re.compile(r".*-\d+-[a-z0-9_]{8}\.so")
 INJECTED = re.compile(r"jitted-\d+-\d+\.so")
+INLINED_SUBROUTINE = b"\x1d"  # DW_TAG_inlined_subroutine, as .debug_abbrev has it
 
 
 class Function(NamedTuple):
@@ -164,6 +165,10 @@ class CodeFile:
         if not self._elf.has_dwarf_info():
             return []
         try:
+            # Entries take long to read, in thousands of files; their kinds tell if there are any.
+            kinds = self._elf.get_section_by_name(".debug_abbrev")
+            if kinds and INLINED_SUBROUTINE not in kinds.data():
+                return []
             dwarf = self._elf.get_dwarf_info(relocate_dwarf_sections=False)
             return [found for unit in dwarf.iter_CUs() for found in _inlined_functions(dwarf, unit)]
         except Exception as error:  # as above
