@@ -12,6 +12,7 @@ import llvmlite.binding as llvm
 import pytest
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "programs")]
+os.environ["PERF_CONFIG"] = str(Path(__file__).with_name("perfconfig"))  # for all that is started
 
 from jit import LINKERS, Program, initialize
 
