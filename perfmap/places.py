@@ -33,7 +33,7 @@ class Places:
     """The ranges that are taken; no two of them overlap."""
 
     def __init__(self) -> None:
-        self._ends: dict[int, int] = {}  # by start
+        self._ends: dict[int, tuple[int, int]] = {}  # by start, with the function that it is of
         self._starts: list[int] = []  # sorted
         self._rules: dict[int, int] = {}  # start of the rules, by address of the function
 
@@ -75,18 +75,20 @@ class Places:
                     mine = (address, stop)
             taken.append(mine)
         for function in functions:
-            self._add(function.address, function.address + len(function.code))
+            self._add(function.address, function.address + len(function.code), function.address)
         for address, (start, stop) in rules.items():
             self._rules[address] = start
-            self._add(start, stop)
+            self._add(start, stop, address)
         distances.reverse()
         return distances
 
     def free(self, addresses: Iterable[int]) -> None:
         """The functions at `addresses` and their rules are gone."""
         for address in addresses:
-            self._drop(address)
-            self._drop(self._rules.pop(address, -1))
+            for start in (address, self._rules.pop(address, -1)):
+                # Another function may have come to where the rules were.
+                if self._ends.get(start, (0, 0))[1] == address:
+                    self._drop(start)
 
     def are_free(self, start: int, stop: int) -> bool:
         """Whether nothing is between two addresses."""
@@ -96,17 +98,18 @@ class Places:
         index = bisect_left(self._starts, address)
         return self._starts[index] if index < len(self._starts) else 1 << 64
 
-    def _add(self, start: int, stop: int) -> None:
-        self._ends[start] = stop
+    def _add(self, start: int, stop: int, function: int) -> None:
+        self._drop_overlapped(start, stop)  # by one that was loaded together with this one
+        self._ends[start] = stop, function
         insort(self._starts, start)
 
     def _drop(self, start: int) -> None:
-        if self._ends.pop(start, None) is not None:
-            del self._starts[bisect_left(self._starts, start)]
+        del self._ends[start]
+        del self._starts[bisect_left(self._starts, start)]
 
     def _drop_overlapped(self, start: int, stop: int) -> None:
         index = bisect_left(self._starts, start)
-        if index and self._ends[self._starts[index - 1]] > start:
+        if index and self._ends[self._starts[index - 1]][0] > start:
             index -= 1
         while index < len(self._starts) and self._starts[index] < stop:
             self._drop(self._starts[index])

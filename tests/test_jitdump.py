@@ -359,6 +359,23 @@ def test_everyone_s_rules_are_left_to_him_by_what_is_loaded_later(shapes, others
         assert all(owner[place] == start for place in range(begin, end))
 
 
+def test_a_function_where_the_rules_of_another_were_stays_when_that_one_goes():
+    places = Places()
+    assert places.take([JITCode(PAGE, bytes(64), "f", (), RULES)]) == [0]
+    assert places.take([JITCode(PAGE + 64, bytes(64), "g")]) == [None]
+    places.free([PAGE])
+    assert places.take([JITCode(PAGE, bytes(64), "h", (), RULES)]) == [None]
+
+
+@pytest.mark.timeout(10)
+def test_functions_that_overlap_may_be_loaded_together():
+    places = Places()
+    for _ in range(2):
+        places.take([JITCode(PAGE, bytes(64), "f"), JITCode(PAGE, bytes(32), "f, too")])
+    places.free([PAGE])
+    assert places.are_free(PAGE, PAGE + 64)
+
+
 def test_rules_do_not_go_where_others_are_mapped_or_too_far(tmp_path):
     places = Places()
     assert places.take([JITCode(PAGE, bytes(64), "f", (), RULES)]) == [0]
