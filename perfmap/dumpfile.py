@@ -93,13 +93,18 @@ class DumpFile:
 
     def is_current(self) -> bool:
         """Whether the descriptor is still ours and the file has not been deleted."""
+        status = self._own_status()
+        return status is not None and status.st_nlink > 0
+
+    def _own_status(self) -> os.stat_result | None:
+        """None if the descriptor is not ours any more: a program may close all there are."""
         if self._descriptor is None:
-            return False
+            return None
         try:
             status = os.fstat(self._descriptor)
         except OSError:
-            return False
-        return os.path.samestat(status, self._status) and status.st_nlink > 0
+            return None
+        return status if os.path.samestat(status, self._status) else None
 
     def write(self, data: bytes) -> None:
         """Append `data` with one write, so that a killed program leaves whole records."""
@@ -116,8 +121,7 @@ class DumpFile:
 
     def close(self) -> None:
         """Close the file. Its mark stays: perf may begin to record later."""
-        if self.is_current():
-            assert self._descriptor is not None
+        if self._descriptor is not None and self._own_status() is not None:
             os.close(self._descriptor)
         self._descriptor = None
 

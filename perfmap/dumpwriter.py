@@ -165,9 +165,10 @@ class JITDumpWriter:
 
     def _close(self) -> None:
         self._closed = True
-        if self._file is not None and self._file.is_current():
+        if self._file is not None:
             try:
-                self._file.write(encode_record(CodeClose(time.monotonic_ns())))
+                if self._file.is_current():
+                    self._file.write(encode_record(CodeClose(time.monotonic_ns())))
             finally:
                 self._file.close()
 

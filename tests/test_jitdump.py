@@ -217,6 +217,16 @@ def test_descriptors_closed_behind_our_back_and_a_deleted_file(tmp_path):
     assert [load.name for load in loads(path)] == ["found"]
 
 
+def test_the_descriptor_of_a_deleted_file_is_closed(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    with JITDumpWriter(tmp_path) as writer:
+        for number in range(2):
+            writer.add(JITCode(PAGE + 64 * number, b"\xc3", "f"))
+            assert writer.path is not None
+            writer.path.unlink()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_forked_child_writes_its_own(tmp_path):
     writer = JITDumpWriter(tmp_path)
     writer.add(JITCode(PAGE, b"\xc3", "inherited"))
