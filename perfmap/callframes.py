@@ -19,6 +19,8 @@ from __future__ import annotations
 from struct import Struct, pack
 from typing import NamedTuple
 
+from perfmap.errors import PerfMapError
+
 __all__ = ["SMALLEST_DISTANCE", "FrameRules", "behind", "encode", "size_of"]
 
 _PC_RELATIVE_INT = 0x1B  # pcrel|sdata4
@@ -60,6 +62,8 @@ def encode(frame: FrameRules, size: int, distance: int | None) -> tuple[bytes, b
 
     The rules are `distance` bytes from the section's start: 0, or a multiple of 8 from
     SMALLEST_DISTANCE on. None: the header has no entry, because there is no room in memory.
+
+    Raises PerfMapError if the return register does not fit its byte.
     """
     section = behind(size)
     skipped = b""
@@ -77,6 +81,8 @@ def encode(frame: FrameRules, size: int, distance: int | None) -> tuple[bytes, b
 
 
 def _cie(frame: FrameRules) -> bytes:
+    if not 0 <= frame.return_register <= 0xFF:
+        raise PerfMapError(f"return register {frame.return_register}: it has to fit a byte")
     body = b"\0\0\0\0\x01" + b"zR" + frame.letters.encode() + b"\0"
     body += _unsigned(frame.code_alignment) + _signed(frame.data_alignment)
     body += bytes([frame.return_register, 1, _PC_RELATIVE_INT]) + frame.initial

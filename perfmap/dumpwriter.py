@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import struct
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -39,15 +38,13 @@ from perfmap.jitdump import (
     encode_header,
     encode_record,
 )
+from perfmap.names import shown
 from perfmap.places import JITCode, Places
 from perfmap.turns import Turns
 
 __all__ = ["JITCode", "JITDumpWriter"]
 
-
 _ADDRESS_SPACE = 1 << 64
-_LONGEST_NAME = 4096  # bytes
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine
 
 
@@ -121,24 +118,28 @@ class JITDumpWriter:
         file = self._open()
         batch = [self._salted(function) for function in batch]
         distances = self._places.take(batch)
+        try:
+            file.write(b"".join(self._records(batch, distances, thread)))
+        except PerfMapError:
+            self._places.free(function.address for function in batch)
+            raise
+
+    def _records(
+        self, batch: list[JITCode], distances: list[int | None], thread: int
+    ) -> Iterator[bytes]:
         now, process = time.monotonic_ns(), os.getpid()
-        records = []
         for function, distance in zip(batch, distances, strict=True):
             now += 1  # perf sorts by time
             address, code, name, lines, frame = function
             if frame is not None:
                 rules, header = encode(frame, len(code), distance)
                 mapped = 0 if distance is None else len(rules) + len(header)
-                records.append(encode_record(UnwindingInfo(now, rules, header, mapped)))
+                yield encode_record(UnwindingInfo(now, rules, header, mapped))
             if lines:
-                records.append(_debug_info(function, now))
-            load = CodeLoad(now, process, thread, address, address, next(self._indices), name, code)
-            records.append(encode_record(load))
-        try:
-            file.write(b"".join(records))
-        except PerfMapError:
-            self._places.free(function.address for function in batch)
-            raise
+                yield _debug_info(function, now)
+            yield encode_record(
+                CodeLoad(now, process, thread, address, address, next(self._indices), name, code)
+            )
 
     def _salted(self, function: JITCode) -> JITCode:
         key = hash(function.code)
@@ -181,18 +182,14 @@ class JITDumpWriter:
 
 
 def _checked(function: JITCode) -> JITCode:
-    """The function, its name in a form that a terminal survives."""
+    """The function, its name as `shown`."""
     address, code, name, _, _ = function
     if address < 0 or not code or address + len(code) > _ADDRESS_SPACE:
         raise PerfMapError(
             f"{name!r}, {len(code)} bytes at {address:#x}, is not in a 64-bit address space: "
             "give the load address of the code and its bytes"
         )
-    text = _UNPRINTABLE.sub("?", name) or "[unnamed]"
-    encoded = text.encode(errors="surrogateescape")
-    if len(encoded) > _LONGEST_NAME:
-        text = encoded[: _LONGEST_NAME - 3].decode(errors="ignore") + "..."
-    return function._replace(name=text)
+    return function._replace(name=shown(name).decode())
 
 
 def _debug_info(function: JITCode, now: int) -> bytes:

@@ -162,8 +162,8 @@ def encode_header(
 def encode_record(record: Record, byte_order: str = "<") -> bytes:
     """The bytes of a record.
 
-    Raises PerfMapError if a name has a NUL, a number does not fit its field, or the record is
-    larger than perf can read (2 GiB).
+    Raises PerfMapError if a name has a NUL or cannot be encoded, a number does not fit its field,
+    or the record is larger than perf can read (2 GiB).
     """
     try:
         kind, content = _content(record, byte_order)
@@ -202,7 +202,10 @@ def _content(record: Record, order: str) -> tuple[int, bytes]:
 def _encoded(text: str) -> bytes:
     if "\0" in text:
         raise PerfMapError(f"{text[:60]!r} has a NUL, which ends a name")
-    return text.encode(errors="surrogateescape") + b"\0"
+    try:
+        return text.encode(errors="surrogateescape") + b"\0"
+    except UnicodeEncodeError as error:
+        raise PerfMapError(f"{text[:60]!r} is not a name: {error.reason}") from None
 
 
 # Reading

@@ -15,13 +15,12 @@ from typing import NamedTuple
 
 from perfmap.errors import PerfMapError
 from perfmap.namedfile import opened
+from perfmap.names import shown
 
 __all__ = ["Line", "MapEntry", "fields_of", "last_ones", "line_of", "read_map"]
 
 _ADDRESS_SPACE = 1 << 64
-_LONGEST_NAME = 4096  # bytes; perf keeps a name's length in 16 bits
 _LONGEST_LINE = 1 << 20  # bytes; what has more is not a map file
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _LINE = re.compile(rb"(?:0x)?([0-9a-fA-F]{1,16}) (?:0x)?([0-9a-fA-F]{1,16}) (.+)", re.DOTALL)
 
 Line = tuple[int, int, bytes]  # first address, address after the last, the line
@@ -76,12 +75,8 @@ def line_of(address: int, size: int, name: str) -> Line:
             f"{name!r}, {size} bytes at {address:#x}, is not in a 64-bit address space: "
             "give the load address of the code and its size"
         )
-    if not name.isprintable():
-        name = _UNPRINTABLE.sub("?", name)
-    text = name.encode() or b"[unnamed]"
-    if len(text) > _LONGEST_NAME:
-        text = text[: _LONGEST_NAME - 3].decode(errors="ignore").encode() + b"..."
-    elif len(text) < 3:
+    text = shown(name)
+    if len(text) < 3:
         text += b"()"  # perf skips names of one and two bytes
     return address, end, b"%x %x %b\n" % (address, end - address, text)
 

@@ -294,6 +294,35 @@ def test_records_come_in_the_order_perf_needs(tmp_path):
     assert before < f.time < g.time <= time.monotonic_ns() + 100
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("", "[unnamed]"), ("f\ud800\udc80\x9b", "f???"), ("é" * 4000, "é" * 2046 + "...")],
+)
+def test_names_are_those_of_the_map_file(tmp_path, name, written):
+    writer = JITDumpWriter(tmp_path)
+    writer.add(JITCode(PAGE, b"\xc3", name))
+    assert [load.name for load in loads(writer.path)] == [written]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        JITCode(PAGE + 64, b"\xc3", "f", [(PAGE + 64, "a\0.c", 1)]),
+        JITCode(PAGE + 64, b"\xc3", "f", [(PAGE + 64, "\ud800.c", 1)]),
+        JITCode(PAGE + 64, b"\xc3", "f", [(PAGE + 64, "a.c", 1 << 31)]),
+        JITCode(PAGE + 64, b"\xc3", "f", (), RULES._replace(return_register=256)),
+    ],
+)
+def test_a_batch_that_cannot_be_written_is_an_error_and_takes_no_place(tmp_path, wrong):
+    writer = JITDumpWriter(tmp_path)
+    with pytest.raises(PerfMapError):
+        writer.add_all([JITCode(PAGE, b"\x90\xc3", "right"), wrong])
+    writer.add(JITCode(PAGE, bytes(64), "f", (), RULES))
+    dump = read_jitdump(writer.path)
+    assert [type(record) for record in dump.records] == [UnwindingInfo, CodeLoad]
+    assert dump.records[0].mapped_size
+
+
 def test_equal_code_is_told_apart_by_an_instruction_behind_it(tmp_path):
     writer = JITDumpWriter(tmp_path)
     for number, name in enumerate(["f", "g", "h"]):
