@@ -148,7 +148,15 @@ class Memory:
                 read += 1
             if read < len(batch) or not batch:  # the kernel stops at what is not mapped
                 found.append(None)
-        return found
+        # The call goes by the number, which may be another program's by now.
+        return [None] * len(spans) if self._has_gone() else found
+
+    def _has_gone(self) -> bool:
+        """Whether the address space that the open file belongs to is no more."""
+        try:
+            return self._fd >= 0 and not os.pread(self._fd, 1, 0)
+        except OSError:  # nothing is mapped there
+            return False
 
     def string(self, address: int, limit: int = 4096) -> bytes:
         """The NUL-terminated string at `address`, at most `limit` bytes of it."""

@@ -13,6 +13,8 @@ import pytest
 from targets import PRELUDE, go_on, line, llvm_descriptor, native_image, target, without_addresses
 
 import gdbjit
+from gdbjit import elf
+from gdbjit.process import Memory
 
 
 def test_another_process_with_llvmlite() -> None:
@@ -168,6 +170,21 @@ def test_a_process_that_runs_another_program_is_an_error() -> None:
             time.sleep(0.01)
         with pytest.raises(gdbjit.GDBJITError, match="another program"):
             descriptor.entries()
+
+
+def test_ranges_of_another_program_of_the_same_number_are_not_read() -> None:
+    script = 'say("ready"); wait(); os.execlp("sleep", "sleep", "60")'
+    with target(script) as process:
+        assert line(process) == "ready"
+        before = Memory(process.pid)
+        go_on(process)
+        while not os.readlink(f"/proc/{process.pid}/exe").endswith(("sleep", "coreutils")):
+            time.sleep(0.01)
+        now = Memory(process.pid)
+        ranges = [(now.mappings()[0].start, 4)]
+        assert now.read_ranges(ranges) == [elf.MAGIC]
+        (error,) = before.read_ranges(ranges)
+        assert "another program" in str(error)
 
 
 @pytest.mark.parametrize("pid", [0, -1, 1 << 22, 1 << 40])
