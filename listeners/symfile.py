@@ -76,7 +76,8 @@ def read_symfile(image: bytes) -> ObjectFile:
         ):
             section[:] = [0] * len(section)
         elif header.flags & SHF_EXECINSTR and header.address and not header.size:
-            section[5] = min(sizes.get(header.address, 0), len(image) - header.offset)
+            room = max(len(image) - header.offset, 0)
+            section[5] = min(sizes.get(header.address, 0), room)
         SECTION.pack_into(data, linked.section_table + index * SECTION.size, *section)
     if linked.symbol_table:
         at = linked.sections[linked.symbol_table].offset

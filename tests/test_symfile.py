@@ -1,5 +1,7 @@
 """Images that engines register, whatever their kind, read as objects."""
 
+import struct
+
 import pytest
 from jit import source_ir, target_machine
 from llvmlite import binding as llvm
@@ -18,6 +20,16 @@ def linked() -> tuple[LoadedObject, bytes]:
     }
     obj = LoadedObject(lambda: file, lambda _, size: b"\x90" * size, addresses)
     return obj, obj.image()
+
+
+def code_section(image: bytes) -> tuple[int, int]:
+    """The index of the one with code, and the offset of its header."""
+    (number,) = (
+        index
+        for index, header in enumerate(read_symfile(image).sections)
+        if header.flags & 4 and header.size
+    )
+    return number, HEADER.unpack_from(image)[11] + number * SECTION.size
 
 
 def test_a_linked_image_is_the_object_again() -> None:
@@ -39,19 +51,21 @@ def test_an_object_is_left_as_it_is() -> None:
 def test_code_without_a_size_has_that_of_its_segment() -> None:
     """As some versions of wasmtime register it."""
     obj, image = linked()
-    _, image = linked()
-    (number,) = (
-        index
-        for index, header in enumerate(read_symfile(image).sections)
-        if header.flags & 4 and header.size
-    )
-    at = HEADER.unpack_from(image)[11] + number * SECTION.size
+    number, at = code_section(image)
     data = bytearray(image)
     data[at + 32 : at + 40] = bytes(8)  # sh_size
     file = read_symfile(bytes(data))
     assert file.sections[number].size == read_symfile(image).sections[number].size
     again = LoadedObject(lambda: file, lambda _, size: b"\x90" * size)
     assert [f.address for f in again.functions] == [f.address for f in obj.functions]
+
+
+def test_code_without_a_size_that_is_not_in_the_file_is_none() -> None:
+    _, image = linked()
+    number, at = code_section(image)
+    data = bytearray(image)
+    data[at + 24 : at + 40] = struct.pack("<QQ", 1 << 40, 0)  # sh_offset, sh_size
+    assert read_symfile(bytes(data)).sections[number].size == 0
 
 
 def test_a_shared_object_is_read() -> None:
