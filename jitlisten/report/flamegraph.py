@@ -18,10 +18,8 @@ from .profile import Profile
 
 __all__ = ["flame_graph"]
 
-WIDTH, MARGIN = (
-    1200,
-    10,
-)  # in pixels, as all that follows; the script makes it as wide as the window
+# In pixels; the script makes it as wide as the window.
+WIDTH, MARGIN = 1200, 10
 ROW, TOP, BOTTOM = 18, 84, 10
 CHARACTER, TEXT_MARGIN, NARROWEST = 7.25, 4, 3  # the narrowest text has so many characters
 LEAST = 0.0001  # of all samples, for a box
