@@ -21,14 +21,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from math import inf
 
-from rich import box
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
 import gdbjit
 from listeners.errors import JITListenerError
@@ -39,7 +40,12 @@ from .printable import printable
 
 __all__ = ["main"]
 
-UNLIMITED = 100_000  # columns, where nobody's screen ends
+TITLES = "engine", "age", "section", "size", "address", "size", "function"
+NUMBERS = "age", "size"
+WIDEST = 40  # characters that others are padded to; what is longer is whole
+NARROWEST = 16  # characters of a line of a name, however narrow the terminal is
+UNLIMITED = 1 << 30  # columns, where nobody's screen ends
+LONGEST = 200  # characters of the rule
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def _list(target: Target, as_json: bool) -> int:
     if as_json and (rows or not problem):
         print(_json(target, rows))
     elif rows:
-        _console().print(_table(rows))
+        _show(Console(), rows)
     if problem:
         print(f"jitlisten list: {problem}", file=sys.stderr)
     return 1 if problem else 0
@@ -95,7 +101,7 @@ def _list(target: Target, as_json: bool) -> int:
 
 def _watch(target: Target, as_json: bool, interval: float) -> int:
     """List what there is every `interval` seconds, until it cannot be read any more."""
-    console = _console()
+    console = Console()
     seen: dict[tuple[int, tuple[Function, ...]], float] = {}
     with Live(console=console, auto_refresh=False) as live:
         while True:
@@ -109,14 +115,26 @@ def _watch(target: Target, as_json: bool, interval: float) -> int:
             if as_json:
                 print(_json(target, aged), flush=True)
             elif console.is_terminal:
-                newest = _table(aged[-console.height :])  # the rest is not on the screen
-                newest.caption = _caption(aged)
-                live.update(newest, refresh=True)
+                live.update(_screen(aged, console), refresh=True)
             else:
-                console.print(_table(aged))
+                _show(console, aged)
             time.sleep(interval)
     print(f"jitlisten list: {problem}", file=sys.stderr)
     return 1
+
+
+def _show(console: Console, rows: Sequence[Row]) -> None:
+    header, *lines = _table(rows, console)
+    console.print(Text(header, "bold"), soft_wrap=True)
+    print(*lines, "", _caption(rows), sep="\n", flush=True)
+
+
+def _screen(rows: Sequence[Row], console: Console) -> Text:
+    """The newest rows, as many as a terminal has lines for."""
+    header, rule, *lines = _table(rows[-console.height :], console)
+    room = max(console.height - 4, 1)
+    below = "\n".join([rule, *lines[-room:], "", _caption(rows)])
+    return Text.assemble((header, "bold"), "\n", below, no_wrap=True, overflow="ellipsis")
 
 
 def _key(row: Row) -> tuple[int, tuple[Function, ...]]:
@@ -168,44 +186,55 @@ def _json(target: Target, rows: Sequence[Row]) -> str:
     return json.dumps({"process": target.pid, "core": target.core, "objects": objects})
 
 
-def _console() -> Console:
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = UNLIMITED
-    return console
+def _table(rows: Sequence[Row], console: Console) -> list[str]:
+    """The header, a rule, and a line for each function beside the lines of its object's sections.
+
+    In a terminal the names of functions are folded; elsewhere nothing ends a line, and names are
+    last, so that a long one does not widen all. Not by rich: its tables of thousands take seconds.
+    """
+    columns = [*zip(TITLES, *(line for row in rows for line in _lines(row)), strict=True)]
+    if all(row.age is None for row in rows):
+        del columns[TITLES.index("age")]
+    names = columns.pop()
+    padded = [_padded(column) for column in columns]
+    prefixes = [" " + "  ".join(cells) + "  " for cells in zip(*padded, strict=True)]
+    indent = len(prefixes[0])
+    room = max(console.width - indent, NARROWEST) if console.is_terminal else UNLIMITED
+    lines = []
+    for prefix, name in zip(prefixes, names, strict=True):
+        first, *others = chop_cells(name, room) or [""]
+        lines += [(prefix + first).rstrip(), *(" " * indent + other for other in others)]
+    longest = max(map(cell_len, lines))
+    rule = ("-" if console.options.ascii_only else "─") * min(longest + 1, indent + room, LONGEST)
+    return [lines[0], rule, *lines[1:]]
 
 
-def _table(rows: Sequence[Row]) -> Table:
-    """A line for each function, beside the lines of its object's sections."""
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("engine", no_wrap=True)
-    table.add_column("address", no_wrap=True)
-    table.add_column("size", justify="right")
-    table.add_column("function", overflow="fold")
-    table.add_column("section", no_wrap=True)
-    table.add_column("size", justify="right")
-    with_age = any(row.age is not None for row in rows)
-    if with_age:
-        table.add_column("age", justify="right")
-    for row in rows:
-        functions = row.functions
-        cells = [
-            row.engine,
-            "\n".join(f"{function.address:#x}" for function in functions),
-            "\n".join(f"{function.size}" for function in functions),
-            printable(row.problem or "")
-            or "\n".join(printable(function.demangled) for function in functions),
-            "\n".join(printable(section.name) for section in row.sections),
-            "\n".join(f"{section.size}" for section in row.sections),
-        ]
-        if with_age:
-            cells.append("" if row.age is None else f"{row.age:.0f} s")
-        table.add_row(*cells)
-    table.caption = _caption(rows)
-    table.caption_justify = "left"
-    return table
+def _lines(row: Row) -> Iterator[tuple[str, ...]]:
+    """Cells of the columns `TITLES`."""
+    functions = row.functions
+    return zip_longest(
+        [printable(row.engine)],
+        [] if row.age is None else [f"{row.age:.0f} s"],
+        [printable(section.name) for section in row.sections],
+        [f"{section.size}" for section in row.sections],
+        [f"{function.address:#x}" for function in functions],
+        [f"{function.size}" for function in functions],
+        [printable(function.demangled) for function in functions] or [printable(row.problem or "")],
+        fillvalue="",
+    )
+
+
+def _padded(column: Sequence[str]) -> list[str]:
+    """The cells at one width: numbers end together, as their title does."""
+    widths = [*map(cell_len, column)]
+    wide = min(max(widths), WIDEST)
+    blanks = [" " * (wide - width) for width in widths]
+    if column[0] in NUMBERS:
+        return [blank + cell for blank, cell in zip(blanks, column, strict=True)]
+    return [cell + blank for blank, cell in zip(blanks, column, strict=True)]
 
 
 def _caption(rows: Sequence[Row]) -> str:
     code = sum(function.size for row in rows for function in row.functions)
-    return f"{len(rows)} objects, {code} bytes of functions"
+    objects = "1 object" if len(rows) == 1 else f"{len(rows)} objects"
+    return f"{objects}, {code} bytes of functions"

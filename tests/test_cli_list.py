@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
+import tty
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -73,6 +78,58 @@ def test_list_shows_what_listeners_have_registered(tmp_path: Path) -> None:
         process.communicate()
     Path(f"/tmp/perf-{process.pid}.map").unlink()
     assert "<steps>:" in run(tool("objdump"), "-d", path)
+
+
+# The table
+
+
+def in_terminal(width: int, *arguments: str) -> list[str]:
+    """The lines that the command prints in a terminal of so many columns."""
+    terminal, inside = os.openpty()
+    tty.setraw(inside)
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1"}
+    environment.pop("COLUMNS", None)
+    with subprocess.Popen([*JITLISTEN, *arguments], stdout=inside, env=environment) as process:
+        os.close(inside)
+        said = b""
+        with suppress(OSError):  # EIO at its end
+            while piece := os.read(terminal, 1 << 16):
+                said += piece
+    os.close(terminal)
+    assert process.returncode == 0
+    return re.sub(r"\x1b\[\d*m", "", said.decode()).splitlines()
+
+
+def test_a_long_name_is_folded_in_a_terminal_and_whole_elsewhere(numba: int) -> None:
+    name = "__main__.steps(int64) [cpython wrapper]"
+    lines = in_terminal(80, "list", str(numba))
+    assert max(map(len, lines)) == 80
+    column = lines[0].index("function")
+    assert name in "".join(line[column:] for line in lines)
+    elsewhere, _ = command("list", numba, env={**os.environ, "COLUMNS": "20"})
+    assert f" {name}\n" in elsewhere
+    assert " \n" not in elsewhere
+
+
+def test_the_table_of_a_terminal_that_is_too_narrow_has_everything(numba: int) -> None:
+    text = "".join(in_terminal(30, "list", str(numba)))
+    for name, function in functions(listed(numba)).items():
+        assert f"{function['address']:#x}" in text
+        assert name[:16] in text
+
+
+def test_a_table_takes_little_longer_than_json(capsys: pytest.CaptureFixture[str]) -> None:
+    def seconds(*options: str) -> float:
+        start = time.thread_time()  # others may be at work, too
+        assert jitlisten.main(["list", str(it.pid), *options]) == 0
+        taken = time.thread_time() - start
+        assert capsys.readouterr().out
+        return taken
+
+    with target("kept = [gdbjit.register(image) for _ in range(3000)]; say('ready'); wait()") as it:
+        assert line(it) == "ready"
+        assert min(seconds() for _ in range(3)) < 2 * min(seconds("--json") for _ in range(3))
 
 
 def test_llvmlite_is_not_needed(numba: int) -> None:

@@ -56,8 +56,8 @@ def test_names_that_would_disturb_a_terminal_are_shown_harmlessly() -> None:
         table, _ = command("list", process.pid)
         address = found["functions"][1]["address"]
         explained, _ = command("symbolize", process.pid, hex(address))
-    assert re.search(r" one\?two ", table)
-    assert re.search(rf" {address:#x} +\d+ +\?\[31mred ", table)
+    assert re.search(r" one\?two\n", table)
+    assert re.search(rf" {address:#x} +\d+ +\?\[31mred\n", table)
     assert explained == f"{address:#x} ?[31mred+0x0\n"
 
 
