@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Gives the exit status.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    _replace_closed_streams()
     if arguments and arguments[0] in COMMANDS:
         return _run(COMMANDS[arguments[0]][0], arguments[1:])
 
@@ -50,24 +51,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, help_) in COMMANDS.items():
         commands.add_parser(name, help=help_)
     if parser.parse_args(arguments).version:
-        from importlib.metadata import version
+        from .outside import carry_out
 
-        print("jitlisten", version("jit-listeners"))
-    else:
-        parser.print_help()
+        return carry_out("--version", _show_version)
+    parser.print_help()
+    return 0
+
+
+def _replace_closed_streams() -> None:
+    """What is written to one that was closed goes nowhere, and not to another file."""
+    if sys.stdout is None or sys.stderr is None:
+        import os
+
+        sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: PTH123, SIM115
+        sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: PTH123, SIM115
+
+
+def _show_version() -> int:
+    from importlib.metadata import version
+
+    print("jitlisten", version("jit-listeners"))
     return 0
 
 
 def _run(module: str, arguments: list[str]) -> int:
-    import os
-    from importlib import import_module
-
-    from .startup import cancel
-
-    cancel()
-    if sys.stderr is None:  # closed: what is said goes nowhere, and not to stdout
-        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     try:
+        from importlib import import_module
+
+        from .startup import cancel
+
+        cancel()
         status: int = import_module(f".{module}", __package__).main(arguments)
     except KeyboardInterrupt:
         return 130  # as of a program that SIGINT has ended

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 
 from perfmap import write_map
 
-from .outside import Target, carry_out
+from .outside import Target, carry_out, process_number
 
 __all__ = ["main"]
 
@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
         description="Write the names of a process's JIT'd functions where perf looks for them.",
         allow_abbrev=False,
     )
-    parser.add_argument("pid", type=int, metavar="PID", help="number of the process")
+    parser.add_argument("pid", type=process_number, metavar="PID", help="number of the process")
     options = parser.parse_args(arguments)
     return carry_out("map", lambda: _map(options.pid))
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from listeners.events import LoadedObject
 from listeners.symfile import registered_object
 from perfmap import PerfMapError
 
-__all__ = ["Registered", "Target", "carry_out", "chosen_target", "target_parser"]
+__all__ = ["Registered", "Target", "carry_out", "chosen_target", "process_number", "target_parser"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,18 @@ def target_parser(command: str, description: str) -> ArgumentParser:
     parser = ArgumentParser(
         prog=f"jitlisten {command}", description=description, allow_abbrev=False
     )
-    parser.add_argument("pid", nargs="?", type=int, metavar="PID", help="number of a process")
+    parser.add_argument(
+        "pid", nargs="?", type=process_number, metavar="PID", help="number of a process"
+    )
     parser.add_argument("--core", metavar="FILE", help="a core file, not a process")
     return parser
+
+
+def process_number(text: str) -> int:
+    """A word of the command line. Raises ArgumentTypeError if it is no number."""
+    if not re.fullmatch(r"-?[0-9]+", text):
+        raise ArgumentTypeError(f"{text!r} is no number of a process")
+    return int(text)
 
 
 def chosen_target(parser: ArgumentParser, pid: int | None, core: str | None) -> Target:

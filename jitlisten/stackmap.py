@@ -44,6 +44,7 @@ from .outside import Target, carry_out
 __all__ = ["RecordingObject", "main", "show"]
 
 Json = dict[str, Any]
+MAGIC = b"\x7fELF"
 FIRST_ADDRESS = 0x10000  # of what is not loaded: low, since .note.gc has addresses of 32 bits
 
 
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="write JSON instead of tables")
     options = parser.parse_args(arguments)
-    if options.what.isdecimal() and not Path(options.what).exists():
+    if options.what.isascii() and options.what.isdecimal() and not Path(options.what).exists():
         target = Target(int(options.what), None)
         return carry_out("stackmap", lambda: show(_from_process(target), as_json=options.json))
     return carry_out("stackmap", lambda: show(_from_file(options.what), as_json=options.json))
@@ -79,7 +80,11 @@ def main(arguments: list[str]) -> int:
 
 def _from_file(path: str) -> list[RecordingObject]:
     try:
-        return [RecordingObject(path, Path(path).read_bytes(), None)]
+        with Path(path).open("rb") as file:
+            elf = file.read(64)
+            if elf.startswith(MAGIC):  # else it may be endless
+                elf += file.read()
+        return [RecordingObject(path, elf, None)]
     except OSError as error:
         raise JITListenerError(f"{path}: {error.strerror}") from error
 

@@ -11,14 +11,14 @@ import io
 import re
 import sys
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from bisect import bisect_right
 
 import gdbjit
 from listeners.errors import JITListenerError
 from listeners.events import Function, LoadedObject
 
-from .outside import Target, carry_out, chosen_target
+from .outside import Target, carry_out, chosen_target, process_number
 from .printable import printable
 
 __all__ = ["main"]
@@ -46,17 +46,20 @@ def main(arguments: list[str]) -> int:
     words = options.words
     pid = None
     if words and not options.core:
-        pid = _number(parser, words.pop(0), 10, "number of a process")
-    addresses = {word: _number(parser, word, 16, "hexadecimal number") for word in words}
+        try:
+            pid = process_number(words.pop(0))
+        except ArgumentTypeError as error:
+            parser.error(str(error))
+    addresses = {word: _address(parser, word) for word in words}
     target = chosen_target(parser, pid, options.core)
     return carry_out("symbolize", lambda: _symbolize(target, addresses))
 
 
-def _number(parser: ArgumentParser, word: str, base: int, what: str) -> int:
+def _address(parser: ArgumentParser, word: str) -> int:
     try:
-        return int(word, base)
+        return int(word, 16)
     except ValueError:
-        parser.error(f"{word!r} is no {what}")
+        parser.error(f"{word!r} is no hexadecimal number")
 
 
 def _symbolize(target: Target, addresses: dict[str, int]) -> int:

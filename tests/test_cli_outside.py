@@ -21,27 +21,32 @@ pytestmark = pytest.mark.tools
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "problem"),
     [
-        ("list",),
-        ("list", "one"),
-        ("list", "1", "--core", "core"),
-        ("list", "1", "--watch", "-1"),
-        ("list", "1", "--watch", "nan"),
-        ("map",),
-        ("dump",),
-        ("symbolize",),
-        ("symbolize", "0x10"),
-        ("symbolize", "1", "steps"),
+        (("list",), "give the number of a process"),
+        (("list", "one"), "'one' is no number of a process"),
+        (("list", "1_0"), "'1_0' is no number of a process"),
+        (("list", "1", "--core", "core"), "give the number of a process, or --core FILE"),
+        (("list", "1", "--watch", "-1"), "'-1' is no number of seconds"),
+        (("list", "1", "--watch", "nan"), "'nan' is no number of seconds"),
+        (("list", "1", "--watch", "one"), "'one' is no number of seconds"),
+        (("map",), "PID"),
+        (("map", "one"), "'one' is no number of a process"),
+        (("dump",), "give the number of a process"),
+        (("symbolize",), "give the number of a process"),
+        (("symbolize", "0x10"), "'0x10' is no number of a process"),
+        (("symbolize", "1", "steps"), "'steps' is no hexadecimal number"),
     ],
 )
 def test_what_was_not_meant_is_explained(
-    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         jitlisten.main(arguments)
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("jitlisten")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"jitlisten {arguments[0]}: error: ")
+    assert problem in said
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tiny: int) -> None:
@@ -62,7 +67,7 @@ def test_names_that_would_disturb_a_terminal_are_shown_harmlessly() -> None:
 
 
 def test_a_full_disk_is_said(tiny: int) -> None:
-    for arguments in (("list", tiny), ("clean",)):
+    for arguments in (("list", tiny), ("clean",), ("--version",)):
         with open("/dev/full", "w") as full:
             done = subprocess.run(
                 [*JITLISTEN, *map(str, arguments)],
@@ -79,6 +84,12 @@ def test_a_full_disk_is_said(tiny: int) -> None:
 
 def test_errors_stay_out_of_the_output_where_stderr_is_closed() -> None:
     assert run("sh", "-c", 'exec "$@" 2>&-', "sh", *JITLISTEN, "list", "99999999", status=1) == ""
+
+
+@pytest.mark.parametrize("option", ["list {}", "list {} --json", "symbolize {} 0x10", "--help"])
+def test_a_closed_stdout_is_no_error(tiny: int, option: str) -> None:
+    arguments = option.format(tiny).split()
+    assert run("sh", "-c", 'exec "$@" 2>&1 >&-', "sh", *JITLISTEN, *arguments) == ""
 
 
 # What cannot be looked at

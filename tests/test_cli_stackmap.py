@@ -147,6 +147,11 @@ def test_a_malformed_root_is_shown_in_its_row_and_gives_a_status(tmp_path, capsy
     assert "roots" in one["safepoints"][1]
 
 
+def test_a_file_without_end_is_refused_at_its_beginning(capsys):
+    assert jitlisten.main(["stackmap", "/dev/zero"]) == 1
+    assert "/dev/zero: not a little-endian ELF64 file" in capsys.readouterr().err
+
+
 def test_objects_with_changed_bytes_are_shown_or_refused(capsys):
     chance = random.Random(3)
     texts = [random_module(1), random_module(3), chain(0), THROWING.replace("SEEN", "0")]
