@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import resource
 import select
 import shutil
@@ -22,15 +21,16 @@ from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
 from listeners.errors import JITListenerError
 
 from . import perfchecks
 from .checks import first_line
-from .perftool import perf_tool
+from .inject import name_dumped
+from .perfoptions import options_chosen, options_given, split
+from .perftool import messages, perf_tool
 from .run import NOT_EXECUTABLE, NOT_FOUND, become, listening
 
 __all__ = ["main"]
@@ -38,26 +38,10 @@ __all__ = ["main"]
 USAGE = "jitlisten record [-h] [PERF_OPTION ...] -- PROGRAM [ARGUMENT ...]"
 TIMEOUT = 60  # seconds, for perf to begin
 
-SHORT_WITH_VALUE = "CDFGcejkmoprtu"
-"""Short options of `perf record` that take a value, which may be the next word."""
-LONG = {"output": "o", "event": "e", "count": "c", "freq": "F", "clockid": "k"}
-LONG |= {
-    "call-graph": "g",
-    "no-call-graph": "g",
-    "all-cpus": "a",
-    "cpu": "C",
-    "pid": "p",
-    "tid": "t",
-    "uid": "u",
-}
-TARGETS = "aCptu"
-BUILD_IDS_OF_MAPPINGS = (5, 12)  # since that Linux
-
 MONOTONIC = ("mono", "monotonic", "CLOCK_MONOTONIC", "1")
 
 PYTHON_NAMES = ("PYTHONPERFSUPPORT", "PYTHON_PERF_JIT_SUPPORT")
 """Variables for Python's names: in the map file (3.12); in a dump, with call frames (3.13)."""
-DUMP_NAME = re.compile(rb"/[^\0]*/jit-\d+\.dump(?=\0)")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FROM_KERNEL = 0x80  # SI_KERNEL of asm-generic/siginfo.h: the terminal's signals
 PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
@@ -69,7 +53,7 @@ def main(arguments: list[str]) -> int:
     Gives the program's exit status; if there is no recording and it succeeded, 1. A signal that
     ends the program ends this process.
     """
-    options, command = _split(arguments)
+    options, command = split(arguments)
     parser = ArgumentParser(
         prog="jitlisten record",
         usage=USAGE,
@@ -84,7 +68,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if not command:
         parser.error("no program is given, or no -- before it")
-    given = _given(options)
+    given = options_given(options)
     output = Path(given.get("o") or "perf.data")
     if str(output) == "-":
         parser.error("the profile has to be a file")
@@ -120,7 +104,7 @@ def _record(
         dumps = given.get("k", "mono") in MONOTONIC
         listener = _choose_listener(dumps)
         dumps = dumps and listener != "perf-map"  # which counts no more after perf inject
-        with _Perf(perf, [*_chosen(given, program.pid), *options]) as recorder:
+        with _Perf(perf, [*options_chosen(given, program.pid), *options]) as recorder:
             with _signals_blocked():
                 recorder.wait_until_ready()
                 program.begin(listener, PYTHON_NAMES if dumps else PYTHON_NAMES[:1])
@@ -129,7 +113,7 @@ def _record(
     if problem is None:
         try:
             if dumps:
-                _name_dumped(perf, output)
+                name_dumped(perf, output)
             argument = "" if output == Path("perf.data") else f" {output}"
             _say(f"the profile is {output}: jitlisten report{argument}")
         except (JITListenerError, OSError, ValueError) as error:  # it may be empty
@@ -139,71 +123,6 @@ def _record(
     if os.WIFSIGNALED(ended):
         _die(os.WTERMSIG(ended))
     return os.WEXITSTATUS(ended) or (problem is not None)
-
-
-# What perf is asked for
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """perf's options, and the command line of the program.
-
-    Whether the word after an option is its value is known to perf alone: hence the `--`.
-    """
-    if arguments and not arguments[0].startswith("-"):
-        return [], arguments
-    if "--" not in arguments:
-        return arguments, []
-    index = arguments.index("--")
-    return arguments[:index], arguments[index + 1 :]
-
-
-def _given(options: list[str]) -> dict[str, str]:
-    """Which options of perf are given, by their letter, and the values of those that have one."""
-    found = {}
-    words = iter(options)
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            letter = LONG.get(name, "")
-            if letter in SHORT_WITH_VALUE and letter and not equals:
-                value = next(words, "")
-            found[letter] = value
-        elif word.startswith("-"):
-            for index, letter in enumerate(word[1:], 2):
-                found[letter] = ""
-                if letter in SHORT_WITH_VALUE:
-                    found[letter] = word[index:] or next(words, "")
-                    break
-    return found
-
-
-def _chosen(given: dict[str, str], pid: int) -> list[str]:
-    """The options that the user has left to us."""
-    # Build-ids come with the mappings. Else perf reads every file for its own when the program has
-    # ended, and perf inject copies each function to ~/.debug.
-    options = ["--buildid-mmap" if _linux() >= BUILD_IDS_OF_MAPPINGS else "--no-buildid-cache"]
-    # For what the kernel loads perf has a thread, which takes up to a second to end.
-    options.append("--no-bpf-event")
-    if "k" not in given:
-        options.append("--clockid=mono")  # a jitdump's
-    if "e" not in given:
-        event = "cycles" if perfchecks.counters().state == "ok" else "cpu-clock"
-        options.append(f"--event={event}" + ("" if perfchecks.may_sample_kernel() else ":u"))
-    if not given.keys() & set("Fc"):
-        options.append("--freq=999")
-    if "g" not in given:
-        # Python is built without frame pointers, and its stacks are deep.
-        options.append("--call-graph=dwarf,16384")
-    if not given.keys() & set(TARGETS):
-        # Without the files that it has mapped now: of one that the program maps, too, perf would
-        # take the first place for the other when it unwinds.
-        options += [f"--pid={pid}", "--synth=task"]
-    return options
-
-
-def _linux() -> tuple[int, ...]:
-    """The version of the kernel, major and minor."""
-    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 
 
 def _choose_listener(dumps: bool) -> str:
@@ -290,7 +209,7 @@ class _Perf:
     def __init__(self, perf: str, options: list[str]) -> None:
         control, self._control = os.pipe()
         self._answers, answer = os.pipe()
-        self._messages = _messages()
+        self._messages = messages()
         self._process = subprocess.Popen(
             [perf, "record", f"--control=fd:{control},{answer}", *options],
             env={**os.environ, "LC_ALL": "C"},
@@ -357,63 +276,6 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-# Afterwards
-
-
-def _name_dumped(perf: str, data: Path) -> None:
-    """Run `perf inject -j` if a dump is in the recording; what it makes takes the place of it."""
-    with data.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as recording:
-        found = {Path(os.fsdecode(name)) for name in DUMP_NAME.findall(recording)}
-    dumps = {path: path.stat().st_size for path in found if path.exists()}
-    if not dumps:
-        return
-    injected = data.with_name(f"{data.name}.injected")
-    command = [perf, "inject", "--jit", "-f", f"--input={data}", f"--output={injected}"]
-    try:
-        with _messages() as messages:
-            with subprocess.Popen(command, stdout=messages, stderr=messages) as process:
-                _show_progress(process, dumps)
-            messages.seek(0)
-            if process.returncode:
-                said = first_line(messages.read()) or f"status {process.returncode}"
-                raise JITListenerError(f"perf inject: {said}; {data} is as perf recorded it")
-        injected.replace(data)
-    finally:
-        injected.unlink(missing_ok=True)
-
-
-def _show_progress(process: subprocess.Popen[bytes], dumps: dict[Path, int]) -> None:
-    """A bar of how much of the dumps perf has read, until it ends."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("perf inject", total=sum(dumps.values()))
-        done: dict[Path, int] = {}
-        while process.poll() is None:
-            done |= _read_by(process.pid, dumps)
-            progress.update(task, completed=sum(done.values()))
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.1)
-
-
-def _read_by(pid: int, files: dict[Path, int]) -> dict[Path, int]:
-    """How many bytes a process has read of those files that it has open."""
-    found = {}
-    with suppress(OSError):
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            if (path := descriptor.readlink()) in files:
-                information = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text()
-                found[path] = int(information.split()[1])
-    return found
-
-
-def _messages() -> IO[str]:
-    """A file for what perf says; there may be no directory for one."""
-    return os.fdopen(os.memfd_create("perf"), "w+", errors="replace")
 
 
 def _say(what: str) -> None:
