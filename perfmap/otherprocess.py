@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from perfmap.errors import PerfMapError
@@ -72,13 +72,16 @@ def _as_user(user: int, group: int) -> Iterator[None]:
     if own[0] or not user:
         yield
         return
-    os.setegid(group)
-    os.seteuid(user)
-    try:
+    with ExitStack() as undo:
+        try:
+            for change, old, new in ((os.setegid, own[1], group), (os.seteuid, own[0], user)):
+                change(new)
+                undo.callback(change, old)
+        except OSError as error:  # a container may withhold the capability
+            raise PerfMapError(
+                f"cannot write as user {user}: {error.strerror}; run as that user"
+            ) from error
         yield
-    finally:
-        os.seteuid(own[0])
-        os.setegid(own[1])
 
 
 def _update(file: SharedFile, lines: list[Line]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from outside import NOBODY, command, listed, refused, running
-from tools import PROGRAMS, perf_symbols, run, tool
+from tools import JITLISTEN, PROGRAMS, perf_symbols, run, tool
 
 from perfmap import read_map
 
@@ -95,3 +95,12 @@ def test_map_belongs_to_the_user_of_the_process(tmp_path: Path) -> None:
         path.symlink_to(precious)
         assert str(path) in refused("map", process.pid)
         assert precious.read_text() == "precious"
+
+
+def test_root_without_the_right_to_be_the_user_says_so() -> None:
+    with running("mcjit", "--nobody") as process:
+        within = (tool("setpriv"), "--bounding-set=-setuid", "--inh-caps=-setuid")
+        said = run(*within, *JITLISTEN, "map", str(process.pid), status=1)
+    assert said == (
+        f"jitlisten map: cannot write as user {NOBODY}: Operation not permitted; run as that user\n"
+    )
