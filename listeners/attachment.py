@@ -107,6 +107,8 @@ class Attachment:
 
         Everything is then announced at most `interval` seconds, and what it takes to read the
         list, after it has happened. What is freed sooner than that may never be announced.
+
+        Raises JITListenerError if `interval` is not more than 0.
         """
         self._source.watch(interval)
 

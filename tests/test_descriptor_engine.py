@@ -266,6 +266,15 @@ def test_a_watcher_notices_within_its_interval(toy: Toy) -> None:
     assert min(delays) < 0.06
 
 
+@pytest.mark.parametrize("interval", [0, -1.0, float("nan"), float("inf")])
+def test_an_interval_that_is_no_time_is_an_error(toy: Toy, interval: float) -> None:
+    with (
+        listeners.attach(toy.descriptor) as attachment,
+        pytest.raises(listeners.JITListenerError, match="give seconds"),
+    ):
+        attachment.watch(interval)
+
+
 def test_a_watcher_goes_on_in_a_forked_child(toy: Toy) -> None:
     attachment = listeners.attach(toy.descriptor)
     attachment.watch(0.001)

@@ -106,7 +106,12 @@ class DescriptorEngine:
                 logger.warning("%s", error)
 
     def watch(self, interval: float) -> None:
-        """Look every `interval` seconds, in a thread of its own, while somebody listens."""
+        """Look every `interval` seconds, in a thread of its own, while somebody listens.
+
+        Raises JITListenerError if that is no time to wait.
+        """
+        if not 0 < interval <= threading.TIMEOUT_MAX:
+            raise JITListenerError(f"an interval of {interval} s: give seconds, more than 0")
         with in_order():
             self._interval = min(interval, self._interval or interval)
             if self._watcher is None:
