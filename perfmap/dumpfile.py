@@ -21,6 +21,8 @@ from perfmap.sharedfile import CLOCK_GRAIN, process_start
 
 __all__ = ["DumpFile", "run_directory", "runs_directory"]
 
+FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+
 
 def runs_directory() -> Path:
     """Where the directories of all runs are, whether or not there are any: `.debug/jit` in
@@ -70,8 +72,7 @@ class DumpFile:
         self._descriptor: int | None = None
         try:
             _remove_stale(path)
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL
-            self._descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._descriptor = os.open(path, FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
             self._status = os.fstat(self._descriptor)
             self._size = 0
             self.write(header)
@@ -92,9 +93,21 @@ class DumpFile:
             raise
 
     def is_current(self) -> bool:
-        """Whether the descriptor is still ours and the file has not been deleted."""
-        status = self._own_status()
-        return status is not None and status.st_nlink > 0
+        """Whether the file can be written and has not been deleted.
+
+        Daemons close every descriptor: then the file, of which perf knows, is opened again.
+        """
+        if self._descriptor is None:
+            return False
+        if status := self._own_status():
+            return status.st_nlink > 0
+        with suppress(OSError):
+            descriptor = os.open(self.path, FLAGS)
+            if os.path.samestat(os.fstat(descriptor), self._status):
+                self._descriptor = descriptor
+                return True
+            os.close(descriptor)
+        return False
 
     def _own_status(self) -> os.stat_result | None:
         """None if the descriptor is not ours any more: a program may close all there are."""

@@ -207,7 +207,25 @@ writer.add(JITCode({PAGE + 64}, b"\\xc3\\x90", "second"))
     assert [load.name for load in loads(path)] == ["first", "second"]
 
 
-def test_descriptors_closed_behind_our_back_and_a_deleted_file(tmp_path):
+def test_a_dump_whose_descriptor_the_program_has_closed_is_gone_on_with(tmp_path):
+    script = f"""
+import os, sys
+from perfmap import JITCode, JITDumpWriter
+writer = JITDumpWriter({str(tmp_path)!r})
+writer.add(JITCode({PAGE}, b"\\xc3", "first"))
+os.closerange(3, 1000)
+own = os.open("/dev/null", os.O_RDONLY), os.pipe()
+writer.add(JITCode({PAGE + 64}, b"\\xc3\\x90", "second"))
+os.closerange(3, 1000)
+writer.close()
+"""
+    run(sys.executable, "-c", script, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    (path,) = tmp_path.iterdir()
+    assert [load.name for load in loads(path)] == ["first", "second"]
+    assert isinstance(read_jitdump(path).records[-1], CodeClose)
+
+
+def test_a_deleted_file_is_made_again(tmp_path):
     writer = JITDumpWriter(tmp_path)
     writer.add(JITCode(PAGE, b"\xc3", "lost"))
     path = writer.path
