@@ -11,6 +11,7 @@ This process then becomes the program, so that all else is as it would be withou
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -102,6 +103,8 @@ def become(name: str, command: list[str], environment: dict[str, str]) -> int:
         os.execvpe(command[0], command, environment)
     except (FileNotFoundError, NotADirectoryError) as error:
         status, problem = NOT_FOUND, error.strerror
+    except ValueError:  # Python's, of an empty name
+        status, problem = NOT_FOUND, os.strerror(errno.ENOENT)
     except OSError as error:
         status, problem = NOT_EXECUTABLE, error.strerror
     print(f"jitlisten {name}: cannot run {command[0]!r}: {problem}", file=sys.stderr)

@@ -337,6 +337,7 @@ def test_an_import_of_llvmlite_that_fails_may_be_tried_again(home: Path, foreign
     ("arguments", "status", "said"),
     [
         (["nowhere-to-be-found"], 127, "cannot run 'nowhere-to-be-found': No such file"),
+        ([""], 127, "cannot run '': No such file"),
         (["--", "/nowhere/x"], 127, "cannot run '/nowhere/x': No such file"),
         (["/etc/passwd"], 126, "cannot run '/etc/passwd': Permission denied"),
         (["/"], 126, "cannot run '/': Permission denied"),
