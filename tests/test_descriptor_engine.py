@@ -154,7 +154,9 @@ def test_wasm_of_another_process_is_listed() -> None:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         said = run(sys.executable, "-m", "jitlisten", "list", str(process.pid))
-    assert re.search(r"_libwasmtime\.so +0x\w+ +\d+ +wasm\[0\]::function\[0\]::sploosh", said)
+    assert re.search(
+        r"_libwasmtime\.so +\.text +\d+ +0x\w+ +\d+ +wasm\[0\]::function\[0\]::sploosh", said
+    )
 
 
 def test_at_the_end_of_the_program_what_was_not_looked_at_is_named() -> None:
