@@ -88,8 +88,12 @@ def _write(directory: Path, name: str, image: bytes) -> Path:
     if path.is_symlink() or not path.is_file() or path.read_bytes() != image:
         # Never in place: other processes may have it loaded.
         new = directory / f"{name}.{os.getpid()}.{threading.get_ident()}"
-        new.write_bytes(image)
-        new.replace(path)
+        try:
+            new.write_bytes(image)
+            new.replace(path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
     return path
 
 

@@ -309,3 +309,20 @@ def test_the_library_is_in_a_directory_of_the_user_s_own(tmp_path: Path) -> None
     assert Path(elsewhere).parent == temporary / f"gdbjit-{os.geteuid()}"
     unwritable = library(XDG_CACHE_HOME="/proc/nowhere", TMPDIR=str(temporary))
     assert unwritable == elsewhere
+
+
+def test_nothing_is_left_of_a_library_that_there_is_no_room_for(tmp_path: Path) -> None:
+    script = f"""
+import resource
+from gdbjit.library import _write
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    _write(Path({str(tmp_path)!r}), "library.so", bytes(1000))
+except OSError as error:
+    print(error)
+"""
+    root = str(Path(gdbjit.__file__).parent.parent)
+    said = run(sys.executable, "-c", script, env={**os.environ, "PYTHONPATH": root})
+    assert "File too large" in said
+    assert os.listdir(tmp_path) == []
