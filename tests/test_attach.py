@@ -308,6 +308,22 @@ def test_mcjit_announces_an_added_object_when_it_can_run():
     assert calls == [3]
 
 
+def test_mcjit_an_object_that_a_listener_frees_before_it_can_run_is_never_announced():
+    engine, other = Program("mcjit").engine, Program("mcjit").engine
+
+    class Closing(Log):
+        def notify_object_loaded(self, obj):
+            super().notify_object_loaded(obj)
+            other.close()
+
+    with listeners.attach(engine, log := Closing()), listeners.attach(other, log):
+        for each, name in (engine, "early"), (other, "late"):
+            elf = target_machine().emit_object(llvm.parse_assembly(function(name)))
+            each.add_object_file(llvm.ObjectFileRef.from_data(elf))
+        engine.finalize_object()
+        assert log.events == ["+early"]
+
+
 def test_mcjit_keeps_the_code_of_a_removed_module_until_it_is_closed():
     engine = Program("mcjit").engine
     module = llvm.parse_assembly(function("f"))

@@ -139,13 +139,13 @@ class Objects:
         pages executable when it finalizes all there is. Of objects whose engine is not known, the
         memory tells.
         """
-        waiting, self.waiting = self.waiting, []
-        for key in waiting:
+        for key in tuple(self.waiting):
+            if key not in self.waiting:
+                continue  # a listener has freed it in the meantime
             loaded = self.loaded[key]
             if loaded.engine is engine if loaded.engine else _is_executable(loaded.object()):
+                self.waiting.remove(key)
                 self._do(partial(self._tell_loaded, [key], self._sinks))
-            else:
-                self.waiting.append(key)
 
     def free(self, freed: Callable[[], list[int]], call: Callable[[], Any]) -> Any:
         """Announce the end of the objects `freed()`, then make the call that frees them.
