@@ -9,7 +9,7 @@ trap 'rm -f "$data" "$shown"' EXIT
 
 echo
 echo "== perf record $program"
-perf record -q -e cpu-clock -o "$data" "$python" "$program"
+perf record -q -N -e cpu-clock -o "$data" "$python" "$program"
 echo
 echo "== perf report: what the time was spent in"
 perf report -i "$data" --stdio --no-children --fields overhead,dso,sym --percent-limit 1 \

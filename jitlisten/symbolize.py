@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
             pid = process_number(words.pop(0))
         except ArgumentTypeError as error:
             parser.error(str(error))
-    addresses = {word: _address(parser, word) for word in words}
+    addresses = [(word, _address(parser, word)) for word in words]
     target = chosen_target(parser, pid, options.core)
     return carry_out("symbolize", lambda: _symbolize(target, addresses))
 
@@ -62,9 +62,9 @@ def _address(parser: ArgumentParser, word: str) -> int:
         parser.error(f"{word!r} is no hexadecimal number")
 
 
-def _symbolize(target: Target, addresses: dict[str, int]) -> int:
+def _symbolize(target: Target, addresses: list[tuple[str, int]]) -> int:
     code = _Code(target)
-    for word, address in addresses.items():
+    for word, address in addresses:
         print(word, code.place(address) or "??")
     if not addresses:
         for stream in (sys.stdin, sys.stdout):  # a log may have bytes of any encoding

@@ -19,11 +19,12 @@ pytestmark = pytest.mark.tools
 def test_symbolize_tells_function_offset_and_line(tiny: int) -> None:
     steps = listed(tiny)[0]["functions"][0]
     address = steps["address"]
-    out, _ = command("symbolize", tiny, f"{address + 16:#x}", f"{address:x}", "0x1000")
-    first, second, third = out.splitlines()
+    words = f"{address + 16:#x}", f"{address:x}", "0x1000", f"{address:x}"
+    first, second, third, again = command("symbolize", tiny, *words)[0].splitlines()
     assert re.fullmatch(rf"{address + 16:#x} steps\+0x10 at /.*/collatz\.tiny:5", first)
     assert re.fullmatch(rf"{address:x} steps\+0x0 at /.*/collatz\.tiny:3", second)
     assert third == "0x1000 ??"
+    assert again == second
 
 
 def test_symbolize_explains_a_log_and_keeps_its_text(tiny: int) -> None:
