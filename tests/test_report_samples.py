@@ -118,6 +118,11 @@ def test_kinds_of_code(dso, address, kind):
     assert location.frame.name == "name"
 
 
+def test_a_chain_that_is_cut_off_does_not_begin_in_the_kernel():
+    (location,) = Locator().locate(Call((1 << 64) - 1, "", 0, "[unknown]"), False)
+    assert location.frame[:2] == (Kind.NATIVE, "[truncated]")
+
+
 def test_python_functions():
     (location,) = Locator().locate(Call(0, "py::C.f:/a:b.py", 0, "/tmp/perf-1.map"), False)
     assert location.frame == (Kind.PYTHON, "C.f", "/a:b.py", False)

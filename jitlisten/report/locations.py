@@ -25,6 +25,7 @@ ANONYMOUS = re.compile(r"/tmp/perf-\d+\.map|//anon|/memfd:.*|/dev/zero.*|\[(anon
 USER = re.compile(r"\[(vdso|vsyscall|uprobes).*\]")
 MODULE = re.compile(r"\[.*\]|.*\.ko(\.\w+)?|(.*/)?vmlinux[^/]*|bpf_prog_.*")
 INTERPRETER = re.compile(r"(.*/)?(libpython3[^/]*\.so[^/]*|python(3(\.\d+)?[a-z]*)?)")
+CUT_OFF = (1 << 64) - 1  # what libunwind reads where the recorded part of the stack ends
 KERNEL_HALF = 1 << 63  # where a 64-bit kernel's addresses begin
 
 
@@ -69,6 +70,10 @@ class Location(NamedTuple):
     """0 if it is not known."""
 
 
+TRUNCATED = Frame(Kind.NATIVE, "[truncated]", "[truncated]")
+"""Where a call chain begins that perf could not follow to its end."""
+
+
 class Locator:
     """Finds out where the calls of a recording are."""
 
@@ -86,6 +91,8 @@ class Locator:
         The address of a call that is not innermost is the one it returns to.
         """
         kind = _kind(call)
+        if call.address == CUT_OFF:
+            return [Location(TRUNCATED, TRUNCATED)]
         if kind is not Kind.JIT:
             unnamed = f"[{call.dso.rpartition('/')[2].strip('[]')}]"
             frame = Frame(kind, call.name or unnamed, call.dso)
