@@ -6,6 +6,7 @@ bytes that were in memory. `objdump -d`, gdb's `symbol-file` and `add-symbol-fil
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -49,5 +50,5 @@ def _dump(target: Target, directory: Path) -> int:
         except OSError as error:
             print(f"jitlisten dump: {str(path)!r}: {error.strerror}", file=sys.stderr)
             return 1
-        print(path)
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")  # a path is any bytes
     return 1 if failed else 0
