@@ -72,8 +72,8 @@ def main(arguments: list[str]) -> int:
     environment = listening([_resolved(name, command[0]) for name in names])
     trace = given["trace"]
     if trace is not None:
-        environment[TRACE_VARIABLE] = os.path.abspath(trace)
         try:
+            environment[TRACE_VARIABLE] = os.path.abspath(trace)
             _empty(trace)
         except OSError as error:
             reason = error.strerror or error

@@ -353,6 +353,15 @@ def test_what_cannot_be_run_or_written_is_one_line_and_a_shells_status(
     assert outcome.stderr.count("\n") == 1
 
 
+def test_a_trace_in_a_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+    (tmp_path / "gone").mkdir()
+    gone = str(tmp_path / "gone")
+    outcome = execute("sh", "-c", script, "sh", gone, *RUN, "--trace", "t.json", "true")
+    assert outcome.returncode == 125
+    assert outcome.stderr == "jitlisten run: cannot write 't.json': No such file or directory\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
