@@ -4,14 +4,18 @@ What the map file cannot do, docs/perf.md says: lines, annotation, chains by dwa
 """
 
 import itertools
+import os
 import re
+import select
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from jit import LINKERS
-from perftools import profile, record
-from tools import PROGRAMS
+from perftools import PATH, profile, record
+from tools import PROGRAMS, tool
 
 from perfmap import read_jitdump
 from perfmap.jitdump import CodeLoad
@@ -121,3 +125,29 @@ def test_a_killed_program_leaves_a_dump_that_can_be_read(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-1])
     assert read_jitdump(path).truncated
     assert recording.shares()["before_the_end"] > 10
+
+
+def test_perf_top_names_code_of_images_while_it_runs(tmp_path: Path) -> None:
+    environment = {**os.environ, "JITDUMPDIR": str(tmp_path), "PYTHONPATH": PATH, "TERM": "xterm"}
+    program = (sys.executable, f"{PROGRAMS}/profiled.py", "images", "mcjit", "loop")
+    terminal, inside = os.openpty()
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith("pid")
+        assert process.stdout.readline().startswith("started")
+        command = (tool("perf"), "top", "--stdio", "-e", "cpu-clock", "-d", "1", "-p")
+        with subprocess.Popen(
+            (*command, str(process.pid)), stdin=inside, stdout=inside, env=environment
+        ) as top:
+            os.close(inside)
+            said, deadline = b"", time.monotonic() + 60
+            while not (shown := re.search(rb"hot-\S+\.so +\[\.\] hot\s", said)):
+                if time.monotonic() > deadline or not select.select([terminal], [], [], 60)[0]:
+                    break
+                said += os.read(terminal, 1 << 16)
+            top.terminate()
+        process.communicate()
+    os.close(terminal)
+    assert shown, said.decode(errors="replace")
