@@ -36,7 +36,7 @@ import gdbjit
 from listeners.errors import JITListenerError
 from listeners.events import Function, Section
 
-from .outside import Registered, Target, carry_out, chosen_target, target_parser
+from .outside import NothingLoaded, Registered, Target, carry_out, chosen_target, target_parser
 from .printable import printable
 
 __all__ = ["main"]
@@ -104,16 +104,23 @@ def _list(target: Target, as_json: bool) -> int:
 
 
 def _watch(target: Target, as_json: bool, interval: float) -> int:
-    """List what there is every `interval` seconds, until it cannot be read any more."""
+    """List what there is every `interval` seconds, until the process ends."""
     console = Console()
     seen: dict[tuple[int, tuple[Function, ...]], float] = {}
+    looked = False
     with Live(console=console, auto_refresh=False) as live:
         while True:
             now = time.monotonic()
-            rows, problem = _read(target)
+            try:
+                rows, problem = _read(target)
+            except NothingLoaded:  # yet, or any more
+                if target.core is not None:
+                    raise
+                rows, problem = [], ""
             if problem and not rows:
                 break
-            first = now if seen else -inf
+            first = now if looked else -inf
+            looked = True
             seen = {key: seen.get(key, first) for row in rows for key in [_key(row)]}
             aged = [replace(row, age=_age(now - seen[_key(row)])) for row in rows]
             if as_json:
@@ -151,10 +158,12 @@ def _age(seconds: float) -> float | None:
 
 
 def _read(target: Target) -> tuple[list[Row], str]:
-    """What there is, and what is wrong with the rest."""
+    """What there is, and what is wrong with the rest. Raises NothingLoaded."""
     rows: list[Row] = []
     try:
         rows += map(_row, target.registered())
+    except NothingLoaded:
+        raise
     except gdbjit.GDBJITError as error:
         return rows, str(error)
     unreadable = sum(row.problem is not None for row in rows)

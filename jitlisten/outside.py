@@ -22,7 +22,19 @@ from listeners.events import LoadedObject
 from listeners.symfile import registered_object
 from perfmap import PerfMapError
 
-__all__ = ["Registered", "Target", "carry_out", "chosen_target", "process_number", "target_parser"]
+__all__ = [
+    "NothingLoaded",
+    "Registered",
+    "Target",
+    "carry_out",
+    "chosen_target",
+    "process_number",
+    "target_parser",
+]
+
+
+class NothingLoaded(gdbjit.GDBJITError):
+    """The process or core file can be read, and has no JIT'd code."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Target:
         """
         descriptors = gdbjit.descriptors(self.pid, core=self.core)
         if not descriptors:
-            raise gdbjit.GDBJITError(
+            raise NothingLoaded(
                 f"{self}: no JIT: no file loaded there has the symbol __jit_debug_descriptor"
             )
         count = 0
@@ -71,7 +83,7 @@ class Target:
                 yield Registered(descriptor.library, entry.address, entry.size, obj)
         if not count:
             engines = ", ".join(Path(descriptor.library).name for descriptor in descriptors)
-            raise gdbjit.GDBJITError(f"{self}: no JIT'd code now: {engines} has no object")
+            raise NothingLoaded(f"{self}: no JIT'd code now: {engines} has no object")
 
 
 def target_parser(command: str, description: str) -> ArgumentParser:

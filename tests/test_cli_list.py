@@ -17,6 +17,7 @@ import tty
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from outside import command, functions, listed, running
@@ -143,6 +144,39 @@ def test_llvmlite_is_not_needed(numba: int) -> None:
 # Programs at work
 
 
+def watch(pid: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*JITLISTEN, "list", str(pid), "--json", "--watch", "0.05"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def shown(watching: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    assert watching.stdout
+    objects: list[dict[str, Any]] = json.loads(watching.stdout.readline())["objects"]
+    return objects
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_watch_waits_for_the_first_code() -> None:
+    with target("say('ready'); wait(); gdbjit.register(image); wait()") as process:
+        assert line(process) == "ready"
+        with watch(process.pid) as watching:
+            assert shown(watching) == []
+            go_on(process)
+            while not (objects := shown(watching)):
+                pass
+            watching.kill()
+    assert objects[0]["age"] is not None
+
+
 def test_watch_tells_the_age_of_what_comes() -> None:
     script = """
 first = gdbjit.register(image)
@@ -152,26 +186,18 @@ say("more"); wait()
 """
     with target(script) as process:
         assert line(process) == "ready"
-        watching = subprocess.Popen(
-            [*JITLISTEN, "list", str(process.pid), "--json", "--watch", "0.05"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        with watching:
-            assert watching.stdout
-            assert watching.stderr
-            before = json.loads(watching.stdout.readline())["objects"]
-            assert process.stdin
-            process.stdin.write("\n")
-            process.stdin.flush()
+        with watch(process.pid) as watching:
+            before = shown(watching)
+            go_on(process)
             assert line(process) == "more"
             while True:
-                ages = [o["age"] for o in json.loads(watching.stdout.readline())["objects"]]
+                ages = [found["age"] for found in shown(watching)]
                 if len(ages) == 2 and ages[1]:
                     break
             process.kill()
             process.wait()
+            assert watching.stdout
+            assert watching.stderr
             for last in watching.stdout:
                 assert len(json.loads(last)["objects"]) == 2
             assert watching.wait() == 1
