@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from perfmap import read_map
@@ -17,8 +18,13 @@ def names(path: Path) -> list[str]:
     return [entry.name for entry in read_map(path)]
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def open_in(directory: Path) -> list[Path]:
+    """The files in a directory, deleted ones too, that this process has open, once a descriptor."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that of the listing itself, and those of other threads
+            found.append(descriptor.readlink())
+    return [path for path in found if path.parent == directory]
 
 
 def run(program: str, *arguments: str) -> str:

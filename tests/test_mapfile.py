@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mapfiles import CODE, descriptors, names
+from mapfiles import CODE, names, open_in
 
 from perfmap import MapEntry, MapFile, PerfMapError, read_map
 
@@ -91,12 +91,13 @@ def test_to_add_after_close_is_an_error(map_file: MapFile, path: Path) -> None:
 
 
 def test_descriptors_are_closed_with_the_object(path: Path) -> None:
-    gc.collect()  # what other tests have left is not to go in between
-    before = descriptors()
-    for _ in range(3):
-        MapFile(path=path).add(CODE, 16, "function")
+    map_files = [MapFile(path=path) for _ in range(3)]
+    for map_file in map_files:
+        map_file.add(CODE, 16, "function")
+    assert set(open_in(path.parent)) == {path}
+    del map_file, map_files
     gc.collect()
-    assert descriptors() == before
+    assert open_in(path.parent) == []
 
 
 def test_the_default_file_is_where_perf_looks() -> None:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mapfiles import CODE, descriptors, names, run
+from mapfiles import CODE, names, open_in, run
 
 from perfmap import MapFile, PerfMapError, read_map
 
@@ -112,10 +112,10 @@ def test_what_a_dead_process_of_the_same_number_left_is_emptied() -> None:
 
 def refused(path: Path, reason: str) -> None:
     map_file = MapFile(path=path)
-    before = descriptors()
+    before = open_in(path.parent)
     with pytest.raises(PerfMapError, match=f"cannot use .*: .*{reason}.*; remove what is there"):
         map_file.add(CODE, 16, "function")
-    assert descriptors() == before
+    assert open_in(path.parent) == before
 
 
 def test_a_symbolic_link_is_not_followed(path: Path, tmp_path: Path) -> None:
