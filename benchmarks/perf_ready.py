@@ -123,7 +123,7 @@ def main(sizes: list[int]) -> None:
             cells += [f"{found[what]:,.0f}" for what in ("named", "files", "MB", "load")]
             whose = "as jitlisten record" if options else "none"
             table.add_row(f"{functions:,}", str(per), way, whose, *cells)
-    Console().print(table)
+    Console(width=132).print(table)  # all of it, in a pipe too
 
 
 if __name__ == "__main__":
