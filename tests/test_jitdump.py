@@ -1,4 +1,4 @@
-"""The jitdump format, and the writer: its files, its records, their order and place."""
+"""The writer of a jitdump: its file, its records and their order; and its listener."""
 
 import gc
 import os
@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from jit import Program, source_ir
 from mapfiles import open_in
 from tools import run, tool
@@ -21,99 +19,13 @@ from perfmap.callframes import encode
 from perfmap.jitdump import (
     CodeClose,
     CodeLoad,
-    CodeMove,
-    DebugEntry,
     DebugInfo,
-    UnknownRecord,
     UnwindingInfo,
-    encode_header,
-    encode_record,
 )
-from perfmap.places import Places
 
 ROOT = Path(__file__).parents[1]
 RULES = FrameRules(1, -8, 16, bytes([0x0C, 7, 8, 0x90, 1]), b"\x44\x0e\x10")
 PAGE = 1 << 40  # an address where nothing is
-
-u32, u64 = st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1)
-texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
-content = st.binary(max_size=40)
-records = st.one_of(
-    st.builds(CodeLoad, u64, u32, u32, u64, u64, u64, texts, content),
-    st.builds(CodeMove, u64, u32, u32, u64, u64, u64, u64, u64),
-    st.builds(
-        DebugInfo,
-        u64,
-        u64,
-        st.lists(
-            st.builds(DebugEntry, u64, st.integers(-(1 << 31), (1 << 31) - 1), u32, texts),
-            max_size=4,
-        ).map(tuple),
-    ),
-    st.builds(CodeClose, u64),
-    st.builds(UnwindingInfo, u64, content, content, u64),
-    st.builds(UnknownRecord, u64, st.integers(5, (1 << 32) - 1), content),
-)
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("dump") / "jit-1.dump"
-
-
-@given(st.lists(records, max_size=6), st.sampled_from("<>"), u32, u64)
-def test_what_is_written_is_read_in_either_byte_order(path, written, order, pid, time):
-    parts = [encode_record(record, order) for record in written]
-    path.write_bytes(encode_header(62, pid, time, 1, order) + b"".join(parts))
-    assert read_jitdump(path) == (order, 62, pid, time, 1, tuple(written), 0)
-
-
-@given(st.lists(records, min_size=1, max_size=3), st.data())
-def test_a_last_record_that_is_cut_off_is_left_out_and_told(path, written, data):
-    parts = [encode_record(record) for record in written]
-    kept = data.draw(st.integers(1, len(parts[-1]) - 1))
-    path.write_bytes(encode_header(62, 1, 2) + b"".join(parts[:-1]) + parts[-1][:kept])
-    dump = read_jitdump(path)
-    assert dump.records == tuple(written[:-1])
-    assert dump.truncated == kept
-
-
-@given(st.lists(records, max_size=3), st.data())
-def test_malformed_bytes_are_an_error_or_records(path, written, data):
-    whole = bytearray(encode_header(62, 1, 2) + b"".join(map(encode_record, written)))
-    for _ in range(data.draw(st.integers(1, 4))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(whole)
-    try:
-        read_jitdump(path)
-    except PerfMapError as error:
-        assert f"{str(path)!r}, offset 0x" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("data", "problem"),
-    [
-        (b"", "magic"),
-        (b"\x7fELF" + bytes(60), "magic"),
-        (encode_header(62, 1, 2)[:39], "cut off"),
-        (encode_header(62, 1, 2).replace(b"\x01\0\0\0\x28", b"\x02\0\0\0\x28"), "version 2"),
-        (encode_header(62, 1, 2) + struct.pack("<IIQ", 0, 15, 0), "offset 0x28: a record of 15"),
-        (encode_header(62, 1, 2) + struct.pack("<IIQ", 0, 16, 0), "less than its fields need"),
-        (encode_header(62, 1, 2) + struct.pack("<IIQQQ", 2, 32, 0, 0, 1), "less than its fields"),
-        (encode_header(62, 1, 2) + struct.pack("<IIQQQQ", 4, 40, 0, 8, 0, 0), "said to be 8"),
-    ],
-)
-def test_malformed_files(path, data, problem):
-    path.write_bytes(data)
-    with pytest.raises(PerfMapError, match=problem):
-        read_jitdump(path)
-
-
-def test_what_is_no_file_is_an_error(tmp_path):
-    os.mkfifo(tmp_path / "fifo")
-    for name in ("fifo", "none", "."):
-        with pytest.raises(PerfMapError, match="give a jitdump file"):
-            read_jitdump(tmp_path / name)
 
 
 # The writer's file
@@ -379,72 +291,6 @@ def test_frames_are_read_by_others(distance, tmp_path):
         code, fde = struct.unpack_from("<ii", header, 12)
         assert start + code == 0xFC0
         assert start + fde - section == distance + 24
-
-
-# Where the rules go
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 300), st.integers(0, 200), st.booleans()), min_size=1),
-    st.lists(st.integers(0, 60), max_size=3),
-)
-def test_everyone_s_rules_are_left_to_him_by_what_is_loaded_later(shapes, others):
-    """As perf does it: a load takes its range from what was there."""
-    places = Places()
-    batches, address = [], PAGE
-    for size, gap, has_rules in shapes:
-        batches.append(JITCode(address, bytes(size), "f", (), RULES if has_rules else None))
-        address += -(-(size + gap) // 8) * 8
-    foreign = [JITCode(address + 4096 * number, b"\xc3", "other") for number in others]
-    owner: dict[int, int] = {}  # by address: the function that perf finds there
-    for other in sorted(foreign):
-        places.take([other])
-        owner[other.address] = other.address
-    expected = {}
-    for function, distance in zip(batches, places.take(batches), strict=True):
-        start, size = function.address, len(function.code)
-        end = start + size
-        if distance is not None:
-            rules, header = encode(RULES, size, distance)
-            begin = start + ((size + 7) & ~7)
-            end = begin + len(rules) + len(header)
-            expected[start] = (begin + distance, end)
-        owner.update(dict.fromkeys(range(start, end), start))
-    for function in (*batches, *foreign):
-        code = range(function.address, function.address + len(function.code))
-        assert all(owner[place] == function.address for place in code)
-    for start, (begin, end) in expected.items():
-        assert all(owner[place] == start for place in range(begin, end))
-
-
-def test_a_function_where_the_rules_of_another_were_stays_when_that_one_goes():
-    places = Places()
-    assert places.take([JITCode(PAGE, bytes(64), "f", (), RULES)]) == [0]
-    assert places.take([JITCode(PAGE + 64, bytes(64), "g")]) == [None]
-    places.free([PAGE])
-    assert places.take([JITCode(PAGE, bytes(64), "h", (), RULES)]) == [None]
-
-
-@pytest.mark.timeout(10)
-def test_functions_that_overlap_may_be_loaded_together():
-    places = Places()
-    for _ in range(2):
-        places.take([JITCode(PAGE, bytes(64), "f"), JITCode(PAGE, bytes(32), "f, too")])
-    places.free([PAGE])
-    assert places.are_free(PAGE, PAGE + 64)
-
-
-def test_rules_do_not_go_where_others_are_mapped_or_too_far(tmp_path):
-    places = Places()
-    assert places.take([JITCode(PAGE, bytes(64), "f", (), RULES)]) == [0]
-    assert places.take([JITCode(PAGE - 64, bytes(64), "g", (), RULES)]) == [None]
-    places.free([PAGE])
-    assert places.take([JITCode(PAGE - 128, bytes(64), "h", (), RULES)]) == [None]
-    many = [JITCode(PAGE + 4096 + 512 * n, bytes(512), "m", (), RULES) for n in range(200)]
-    distances = places.take(many)
-    assert distances[0] is None
-    assert distances[-1] == 0
-    assert None not in distances[-50:]
 
 
 # The listener
