@@ -147,7 +147,9 @@ def test_annotated_source_has_the_shares_of_lines_and_their_hot_instructions(rec
 def test_a_line_that_calls_has_the_share_of_what_it_calls(record):
     data = record("images", "collatz", "mcjit")
     text = report(data, "--annotate", "longest")
-    ((total, line),) = re.findall(rf"^ +{SHARE} +\d+  (.*steps.*)$", text, re.MULTILINE)
+    # a sample or two may be in the line itself
+    pattern = rf"^(?:{SHARE}| +){SHARE} +\d+  (.*steps.*)$"
+    ((_, total, line),) = re.findall(pattern, text, re.MULTILINE)
     assert line.strip() == "count = steps(start)"
     (whole,) = re.findall(r"longest: .*, ([\d.]+) % total", text)
     assert float(total) == pytest.approx(float(whole), abs=1)
