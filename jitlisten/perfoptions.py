@@ -61,8 +61,11 @@ def options_given(options: list[str]) -> dict[str, str]:
 def options_chosen(given: dict[str, str], pid: int) -> list[str]:
     """The options that the user has left to us."""
     # Build-ids come with the mappings. Else perf reads every file for its own when the program has
-    # ended, and perf inject copies each function to ~/.debug.
-    options = ["--buildid-mmap" if _linux() >= BUILD_IDS_OF_MAPPINGS else "--no-buildid-cache"]
+    # ended, and perf inject copies each function to ~/.debug. Where whole processors are recorded,
+    # the kernel would mark the mappings of everybody else's recordings so, too, whose perf aborts.
+    whole_processors = given.keys() & set("aC")
+    with_mappings = _linux() >= BUILD_IDS_OF_MAPPINGS and not whole_processors
+    options = ["--buildid-mmap" if with_mappings else "--no-buildid-cache"]
     # For what the kernel loads perf has a thread, which takes up to a second to end.
     options.append("--no-bpf-event")
     if "k" not in given:

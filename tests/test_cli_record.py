@@ -172,6 +172,29 @@ def test_options_of_perf_go_before_what_is_chosen(
     assert "dummy" in found or len(found.splitlines()) == 1
 
 
+def test_a_recording_of_all_processors_leaves_others_alone(tmp_path: Path) -> None:
+    all_of_them = [
+        *RECORD,
+        "-a",
+        "-o",
+        str(tmp_path / "all"),
+        "--",
+        "sh",
+        "-c",
+        "echo; read forever",
+    ]
+    with subprocess.Popen(
+        all_of_them, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        other = "-q", "-e", "cpu-clock", "-o", str(tmp_path / "other")
+        run(tool("perf"), "record", *other, "--", sys.executable, "-c", "import json")
+        process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert Recording(tmp_path / "other").shares()
+
+
 # The program runs as it would
 
 
