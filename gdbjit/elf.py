@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from .errors import GDBJITError
 
@@ -46,6 +46,10 @@ class Header(NamedTuple):
     shentsize: int
     shnum: int
     shstrndx: int
+
+
+# NamedTuple's own constructor runs Python code; this does not.
+_header = cast(Callable[[Any], Header], functools.partial(tuple.__new__, Header))
 
 
 class Segment(NamedTuple):
@@ -137,7 +141,7 @@ def read_header(start: bytes) -> tuple[Header, Format]:
     form = elf_format(start[4], start[5])
     if len(start) < form.header.size:
         raise GDBJITError(f"ELF header cut off: {len(start)} of {form.header.size} bytes")
-    return Header(*form.header.unpack_from(start)), form
+    return _header(form.header.unpack_from(start)), form
 
 
 @functools.cache

@@ -43,7 +43,8 @@ def check(symfile: bytes, register_code: int) -> None:
         first = elf.Section(*form.section.unpack_from(symfile, header.shoff))
         count = count or first.size
         names = first.link if names == elf.SHN_XINDEX else names
-    _inside(symfile, "section header table", header.shoff, count * form.section.size)
+    if header.shoff + count * form.section.size > len(symfile):
+        _inside(symfile, "section header table", header.shoff, count * form.section.size)
     if not 0 < names < count:
         raise GDBJITError(f"e_shstrndx is {names}: there are {count} sections")
     _check_sections(symfile, form, header.shoff, count, names, register_code)
@@ -56,8 +57,9 @@ def _check_sections(
     _, kind, _, _, offset, names_size, *_ = form.section.unpack_from(
         symfile, table + names * form.section.size
     )
-    _inside(symfile, f"section {names}", offset, names_size)
     names_end = offset + names_size
+    if names_end > end:
+        _inside(symfile, f"section {names}", offset, names_size)
     if kind != elf.SHT_STRTAB or symfile[names_end - 1 : names_end] != b"\0":
         raise GDBJITError(f"section {names}: not a string table, but section names are there")
     headers = memoryview(symfile)[table : table + count * form.section.size]

@@ -143,7 +143,7 @@ class Attachment:
         if not self._attached or obj.key in self._objects:
             return
         self._objects[obj.key] = obj
-        call = call_under_way()
+        call = call_under_way() if watchers else None
         for listener in self.listeners:
             start = monotonic_ns() if call else 0
             try:
@@ -157,7 +157,7 @@ class Attachment:
         """For the engine: `obj` is about to be freed."""
         if self._objects.pop(obj.key, None) is None:
             return
-        call = call_under_way()
+        call = call_under_way() if watchers else None
         with ExitStack() as stack:  # all are told, the last first, also where one is interrupted
             for listener in self.listeners:
                 stack.callback(self._tell_freeing, listener, obj, call)

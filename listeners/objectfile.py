@@ -369,7 +369,10 @@ class ObjectFile:
                         f"which has {sizes[section]:#x} bytes"
                     )
                 continue  # a label that marks the section's end
-            text = _string(strings, name, "a function of section", section)
+            end = strings.find(b"\0", name)
+            if end < 0:
+                raise _endless(strings, name, "a function of section", section)
+            text = strings[name:end].decode("utf-8", "surrogateescape")
             # Names may share their ends, as linkers make them do; in a file made to harm, each
             # could be a long end of one string, and all of them be far larger than the file.
             room_for_names -= len(text)
@@ -384,11 +387,15 @@ class ObjectFile:
 def _string(table: bytes, offset: int, what: str, index: int) -> str:
     end = table.find(b"\0", offset)
     if end < 0:
-        raise JITListenerError(
-            f"{what} {index}: its name, at offset {offset:#x} of a string table "
-            f"of {len(table):#x} bytes, has no end"
-        )
+        raise _endless(table, offset, what, index)
     return table[offset:end].decode("utf-8", "surrogateescape")
+
+
+def _endless(table: bytes, offset: int, what: str, index: int) -> JITListenerError:
+    return JITListenerError(
+        f"{what} {index}: its name, at offset {offset:#x} of a string table "
+        f"of {len(table):#x} bytes, has no end"
+    )
 
 
 def _decompressed(stored: bytes, index: int) -> bytes:

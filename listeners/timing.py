@@ -62,7 +62,7 @@ _thread = threading.local()
 
 def call_under_way() -> EngineCall | None:
     """The engine call that this thread is in the middle of, if it is measured."""
-    return getattr(_thread, "call", None) if watchers else None
+    return getattr(_thread, "call", None)
 
 
 @contextmanager

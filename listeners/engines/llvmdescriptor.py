@@ -31,6 +31,7 @@ __all__ = ["LLVMDescriptor", "find_descriptor"]
 # struct jit_descriptor and jit_code_entry of the GDB manual, "JIT Interface", on LP64.
 DESCRIPTOR = Struct("<IIQQ")  # version, action, relevant entry, first entry
 ENTRY = Struct("<QQQQ")  # next, previous, address and size of the symbol file
+_EntryBytes = ctypes.c_char * ENTRY.size
 REGISTER = 1
 
 PROBE = "__jitlisten_probe"
@@ -53,7 +54,7 @@ class LLVMDescriptor:
         found = []
         entry = self.words[2]
         while entry and entry not in until:
-            following, _, address, size = ENTRY.unpack(ctypes.string_at(entry, ENTRY.size))
+            following, _, address, size = ENTRY.unpack(_EntryBytes.from_address(entry))
             if not gdbjit.is_registered(entry):
                 found.append((entry, address, size))
             entry = following

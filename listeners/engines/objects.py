@@ -179,7 +179,7 @@ class Objects:
             with ExitStack() as stack:
                 stack.callback(loaded.obj.forget_memory)
                 for sink, engine in self._sinks:
-                    if _is_heard(loaded, engine):
+                    if engine is None or _is_heard(loaded, engine):
                         stack.callback(sink.freeing, loaded.obj)
 
     def _tell_loaded(self, keys: Iterable[int], sinks: Sinks) -> None:
@@ -190,7 +190,7 @@ class Objects:
             if loaded is None or key in self.waiting:
                 continue
             for sink, engine in tuple(sinks):
-                if _is_heard(loaded, engine):
+                if engine is None or _is_heard(loaded, engine):
                     sink.loaded(loaded.object())
 
     def _do(self, task: Callable[[], None]) -> None:
@@ -206,12 +206,12 @@ class Objects:
             self.busy = False
 
 
-def _is_heard(loaded: Loaded, engine: Engine | None) -> bool:
+def _is_heard(loaded: Loaded, engine: Engine) -> bool:
     """Whether who listens to `engine` hears of the object.
 
     One whose engine is not known may be of any engine made before we were here.
     """
-    if engine is None or loaded.engine is engine:
+    if loaded.engine is engine:
         return True
     return loaded.engine is None and not engine.made_here and not engine.uses_jitlink
 
