@@ -39,11 +39,18 @@ def test_an_image_is_never_a_mixture_though_entries_and_addresses_are_used_again
         (descriptor,) = gdbjit.descriptors(process.pid)
         end = time.monotonic() + 3
         passing: set[bytes] = set()
+        whole = 0
         while time.monotonic() < end:
-            images = [image[-32_000:] for _, image in descriptor.images()]
+            try:
+                images = [image[-32_000:] for _, image in descriptor.images()]
+            except gdbjit.GDBJITError as error:  # a busy machine may leave it no quiet moment
+                assert "faster than it can be read" in str(error)
+                continue
+            whole += 1
             assert all(image == image[:8] * 4000 for image in images)
             assert images.count(bytes(32_000)) == 50
             passing.update(image[:8] for image in images)
+        assert whole > 5
         assert len(passing) > 50
 
 
