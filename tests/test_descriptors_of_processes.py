@@ -104,7 +104,12 @@ while True:
         lists = images = 0
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
-            entries = descriptor.entries()
+            try:
+                entries = descriptor.entries()
+                whole = [data for _, data in descriptor.images()]
+            except gdbjit.GDBJITError as error:  # a busy machine may leave it no quiet moment
+                assert "faster than it can be read" in str(error)
+                continue
             lists += 1
             # Without a pause there is hardly a moment to read a list in: some that change are out.
             assert len(entries) in ((199, 200) if pause else range(100, 201))
@@ -117,8 +122,7 @@ while True:
                     continue
                 images += 1
                 assert data[:-1] == image
-            for _, data in descriptor.images():
-                assert data[:-1] == image
+            assert all(data[:-1] == image for data in whole)
         assert lists >= 5
         assert images >= 500
 
