@@ -173,18 +173,12 @@ def test_options_of_perf_go_before_what_is_chosen(
 
 
 def test_a_recording_of_all_processors_leaves_others_alone(tmp_path: Path) -> None:
-    all_of_them = [
-        *RECORD,
-        "-a",
-        "-o",
-        str(tmp_path / "all"),
-        "--",
-        "sh",
-        "-c",
-        "echo; read forever",
-    ]
+    options = "-a", "-o", str(tmp_path / "all"), "--"
     with subprocess.Popen(
-        all_of_them, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*RECORD, *options, "sh", "-c", "echo; read forever"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout
         process.stdout.readline()
