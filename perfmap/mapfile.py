@@ -14,7 +14,6 @@ import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from functools import partial
-from itertools import starmap
 from operator import itemgetter
 from pathlib import Path
 
@@ -77,7 +76,7 @@ class MapFile:
         characters and lone surrogates become ``?``; a name is cut at 4,096 bytes. Names are
         shown as they are: demangle them first.
         """
-        lines = list(starmap(line_of, entries))
+        lines = [line_of(address, size, name) for address, size, name in entries]
         if lines:
             self._turns.perform(partial(self._add, lines))
 
@@ -105,22 +104,25 @@ class MapFile:
     def _add(self, lines: list[Line]) -> None:
         if self._refusal is not None:
             raise PerfMapError(f"cannot add to {str(self.path)!r}: {self._refusal}")
-        file = self._open()
-        if overlapped := self._overlapped(lines):
+        file = self._file
+        if file is None or not file.is_current():
+            file = self._open_again()
+        new = last_ones(lines) if len(lines) > 1 else lines
+        order, live = self._order, self._live
+        gap = bisect_left(order, new[-1][1])
+        # As with the functions of one object: none overlaps another, and nothing is among them.
+        plain = len(new) == len(lines) and (not gap or live[order[gap - 1]][0] <= new[0][0])
+        if not plain and (overlapped := self._overlapped(lines)):
             file.blank(self._forget(overlapped))
-        if len(lines) > 1:
-            lines = last_ones(lines)
-        self._write(file, lines)
-        order, addresses = self._order, list(map(_address_of, lines))
-        first = bisect_left(order, addresses[0])
-        if first == len(order) or order[first] > addresses[-1]:  # as the functions of one object
-            order[first:first] = addresses
+        self._write(file, new)
+        if plain:
+            order[gap:gap] = map(_address_of, new)
         else:
-            for address in addresses:
+            for address, _, _ in new:
                 insort(order, address)
 
     def _write(self, file: SharedFile, lines: list[Line]) -> None:
-        offset = file.write(b"".join(map(_text_of, lines)))
+        offset = file.write(lines[0][2] if len(lines) == 1 else b"".join(map(_text_of, lines)))
         for address, end, line in lines:
             self._live[address] = end, line, offset
             offset += len(line)

@@ -99,9 +99,22 @@ class SharedFile:
 
     def write(self, data: bytes) -> int:
         """Write a batch of lines, into a hole or at the end of the file; gives its offset."""
-        offset = self._holes.take(len(data))
-        if offset is None or not self._replace(offset, b"\n" * len(data), data):
-            offset = self._append(data)
+        size = len(data)
+        hole = self._holes.take(size)
+        try:
+            if hole is not None and os.pread(self._editing, size, hole) == b"\n" * size:
+                count = os.pwrite(self._editing, data, hole)
+                offset = hole
+            else:
+                count = os.write(self._appending, data)
+                # The kernel leaves the offset at the end of what this very call wrote.
+                self._end = os.lseek(self._appending, 0, os.SEEK_CUR)
+                offset = self._end - count
+        except OSError as error:
+            raise self._failure(error.strerror) from error
+        if count < size:
+            self.blank([(offset, data[:count])])
+            raise self._failure(f"it took {count} of {size} bytes")
         return offset
 
     def blank(self, written: list[tuple[int, bytes]]) -> None:
@@ -115,8 +128,16 @@ class SharedFile:
             end = offset + len(line)
         for offset, lines in runs:
             old = b"".join(lines)
-            if self._replace(offset, old, b"\n" * len(old)):
-                self._holes.add(offset, offset + len(old))
+            try:
+                if os.pread(self._editing, len(old), offset) != old:
+                    continue
+                count = os.pwrite(self._editing, b"\n" * len(old), offset)
+                if count < len(old):
+                    os.pwrite(self._editing, old[:count], offset)
+                    raise self._failure(f"it took {count} of {len(old)} bytes at {offset:#x}")
+            except OSError as error:
+                raise self._failure(error.strerror) from error
+            self._holes.add(offset, offset + len(old))
 
     def find(self, lines: Collection[bytes]) -> dict[bytes, int]:
         """The offsets of those of `lines` that are in the file."""
@@ -143,31 +164,6 @@ class SharedFile:
 
     def __del__(self) -> None:
         self.close()
-
-    def _append(self, data: bytes) -> int:
-        try:
-            count = os.write(self._appending, data)
-            # The kernel leaves the offset at the end of what this very call wrote.
-            self._end = end = os.lseek(self._appending, 0, os.SEEK_CUR)
-        except OSError as error:
-            raise self._failure(error.strerror) from error
-        if count < len(data):
-            self.blank([(end - count, data[:count])])
-            raise self._failure(f"it took {count} of {len(data)} bytes")
-        return end - count
-
-    def _replace(self, offset: int, old: bytes, new: bytes) -> bool:
-        """Put `new` in place of `old`, which is as long; False if `old` is not there."""
-        try:
-            if os.pread(self._editing, len(old), offset) != old:
-                return False
-            count = os.pwrite(self._editing, new, offset)
-            if count < len(new):
-                os.pwrite(self._editing, old[:count], offset)
-                raise self._failure(f"it took {count} of {len(new)} bytes at {offset:#x}")
-        except OSError as error:
-            raise self._failure(error.strerror) from error
-        return True
 
     def _failure(self, reason: str | None) -> PerfMapError:
         return PerfMapError(
