@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import gdbjit
+from listeners.functions import read_functions
 from listeners.symfile import read_symfile
 
 PROGRAM = Path(__file__).resolve().parents[1] / "tests" / "programs" / "unaware.py"
@@ -30,7 +31,7 @@ def names(pid: int) -> set[str]:
         function.name
         for descriptor in gdbjit.descriptors(pid)
         for _, image in descriptor.images()
-        for function in read_symfile(image).functions()
+        for function in read_functions(read_symfile(image), None)
     }
 
 

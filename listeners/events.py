@@ -12,12 +12,11 @@ import operator
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from .demangle import demangle
 from .derived import derived
 from .errors import JITListenerError
+from .functions import Function, read_functions
 from .objectfile import ObjectFile
 
 if TYPE_CHECKING:
@@ -43,21 +42,6 @@ class Section:
     """`sh_flags`."""
 
 
-class Function(NamedTuple):
-    """A function of a loaded object."""
-
-    name: str
-    """As in the symbol table."""
-    address: int
-    size: int
-    """In bytes; where the symbol has none, up to the next symbol."""
-
-    @property
-    def demangled(self) -> str:
-        """The name as it was written in the source."""
-        return demangle(self.name)
-
-
 class Line(NamedTuple):
     """Code of one source line: it begins at `address` and ends where the next one begins."""
 
@@ -70,8 +54,6 @@ class Line(NamedTuple):
 
 _keys = itertools.count(1)
 _ADDRESS = operator.attrgetter("address")
-# NamedTuple's own constructor runs Python code for each function; this does not.
-_function = cast(Callable[[Any], Function], partial(tuple.__new__, Function))
 
 
 class LoadedObject:
@@ -100,6 +82,7 @@ class LoadedObject:
         """A number no other object of this process has or will have."""
         self.registered_in = registered_in
         self._open = file
+        self._file: ObjectFile | None = None
         self._addresses = addresses
         self._read: Callable[[int, int], bytes] | None = read
 
@@ -109,16 +92,20 @@ class LoadedObject:
         except JITListenerError:
             return f"<LoadedObject {self.key}, malformed>"
 
-    @derived
+    def _opened(self) -> ObjectFile:
+        if self._file is None:
+            self._file = self._open()
+        return self._file
+
     def _placed(self) -> tuple[ObjectFile, Mapping[int, int]]:
         """The object, and the load addresses of its sections by their index."""
-        file = self._open()
+        file = self._opened()
         return file, file.addresses if self._addresses is None else self._addresses
 
     @derived
     def elf(self) -> bytes:
         """The object file's bytes as the compiler emitted them."""
-        return self._placed[0].emitted
+        return self._opened().emitted
 
     @derived
     def name(self) -> str:
@@ -130,7 +117,7 @@ class LoadedObject:
     @derived
     def sections(self) -> tuple[Section, ...]:
         """The sections that take up memory, in the order of the object's section table."""
-        file, addresses = self._placed
+        file, addresses = self._placed()
         return tuple(
             Section(
                 file.section_name(index),
@@ -146,13 +133,7 @@ class LoadedObject:
     @derived
     def functions(self) -> tuple[Function, ...]:
         """The functions, by address."""
-        file, addresses = self._placed
-        found = []
-        for name, section, offset, size in file.functions():
-            if section in addresses:
-                found.append(_function((name, addresses[section] + offset, size)))
-        found.sort(key=_ADDRESS)
-        return tuple(found)
+        return tuple(read_functions(self._opened(), self._addresses))
 
     def section(self, name: str) -> Section:
         """The first section called `name`; KeyError if there is none in memory."""
@@ -185,7 +166,7 @@ class LoadedObject:
 
         What LLVM itself gives to debuggers, which relocate the debug information.
         """
-        file, _ = self._placed
+        file = self._opened()
         return file.data if self._addresses is None else file.placed(self._addresses)
 
     def image(self) -> bytes:
@@ -203,7 +184,7 @@ class LoadedObject:
             raise JITListenerError(
                 f"{self!r}: the engine has freed its memory; ask for the image before that"
             )
-        return build_image(*self._placed, self._read)
+        return build_image(*self._placed(), self._read)
 
     def forget_memory(self) -> None:
         """For the engine: the object's memory goes now, and is not to be read again."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 from .derived import derived
 from .errors import JITListenerError
 
-__all__ = ["FunctionSymbol", "ObjectFile", "SectionHeader", "Symbol"]
+__all__ = ["ObjectFile", "SectionHeader", "Symbol"]
 
 EM_X86_64, EM_AARCH64 = 62, 183
 ET_REL, ET_EXEC = 1, 2
@@ -39,7 +39,9 @@ SYMBOL = Struct("<IBBHQQ")
 # Of the file header: identification, type, machine, section table, flags, size and count of
 # section headers, names' index.
 _BRIEF_HEADER = Struct("<6s10xHH20xQI6xHHH")
-_BRIEF_SECTION = Struct("<4xIQQ8xQ24x")  # of a section header: type, flags, address, size
+# Of a section header.
+EXTENT = Struct("<24xQQ")  # offset and size in the file
+_TABLE = Struct("<4xI24xQI12xQ")  # type, size, link, size of an entry
 RELOCATION = Struct("<QIIq")  # r_info in its two halves: the type is the low one
 COMPRESSION = Struct("<IIQQ")
 
@@ -48,19 +50,6 @@ _ADDRESS = Struct("<Q")
 _SECTION_ADDRESS = 16  # of sh_addr, in a section header
 _COMPRESS_ZLIB = 1
 _DEFLATE_MAXIMUM_RATIO = 1032  # https://zlib.net/zlib_tech.html
-
-# What makes a symbol of an executable section a function, by st_info (binding << 4 | type), and
-# which of those at one address gives the name: the least.
-_FUNCTION_RANK = {
-    0x12: 0,  # global STT_FUNC
-    0x1A: 0,  # global STT_GNU_IFUNC
-    0x22: 1,  # weak
-    0x2A: 1,
-    0x02: 2,  # local
-    0x0A: 2,
-    0x10: 3,  # a global or weak label without a type, as in assembly
-    0x20: 3,
-}
 
 
 class SectionHeader(NamedTuple):
@@ -89,29 +78,18 @@ class Symbol(NamedTuple):
     size: int
 
 
-class FunctionSymbol(NamedTuple):
-    """A function: its section's index, and its offset and size there in bytes."""
-
-    name: str
-    section: int
-    offset: int
-    size: int
-
-
 # NamedTuple's own constructors run Python code for each row; these do not.
 _section = cast(Callable[[Any], SectionHeader], partial(tuple.__new__, SectionHeader))
 _symbol = cast(Callable[[Any], Symbol], partial(tuple.__new__, Symbol))
-_function = cast(Callable[[Any], FunctionSymbol], partial(tuple.__new__, FunctionSymbol))
 
 
 class ObjectFile:
     """A relocatable object in memory.
 
     `data` is the object's bytes, `machine` and `flags` its e_machine and e_flags, `section_table`
-    the offset of its section headers. Of the sections, by index: `allocated` those that take up
-    memory in a process, `executable` the sizes of those with code, `addresses` the addresses of
-    those that have one. `symbol_table`, 0 where there is none, and `names_index` are the indices
-    of the symbol table and of the sections' names.
+    the offset of its section headers. `names_index`, `symbol_table` and `strings_index` are the
+    indices of the sections' names, of the symbol table and of the symbols' names; the latter two
+    are 0 where there is none.
 
     Raises JITListenerError if `data` is not such an object or one of its headers is malformed, and
     later, by what reads deeper, for what can only be seen there.
@@ -131,7 +109,7 @@ class ObjectFile:
             raise JITListenerError(
                 f"an ELF file of type {elf_type} where a relocatable object (ET_REL, 1) is needed"
             )
-        if count == 0 or count >= SHN_LORESERVE or names >= SHN_LORESERVE:
+        if not 0 < count < SHN_LORESERVE:
             raise JITListenerError(
                 "an ELF object without sections, or with over 65,279 of them: "
                 "extended section numbering is not read"
@@ -144,41 +122,26 @@ class ObjectFile:
         self.data = data
         self.machine, self.flags = machine, flags
         self.section_table, self.section_count, self.names_index = table, count, names
-        self.allocated: list[int] = []
-        self.executable: dict[int, int] = {}
-        self.addresses: dict[int, int] = {}
-        self.symbol_table = self._symbol_strings = 0
-        string_tables = []
-        headers = _BRIEF_SECTION.iter_unpack(data[table : table + count * SECTION.size])
-        for index, (kind, flags, address, size) in enumerate(headers):
-            if flags & SHF_ALLOC and size:
-                self.allocated.append(index)
-                if flags & SHF_EXECINSTR:
-                    self.executable[index] = size
-            if address:
-                self.addresses[index] = address
-            if kind == SHT_STRTAB:
-                string_tables.append(index)
-            elif kind == SHT_SYMTAB:
-                if self.symbol_table:
-                    raise JITListenerError(f"section {index}: a second symbol table")
-                self.symbol_table = index
-        if names not in string_tables:
-            raise JITListenerError(f"e_shstrndx: section {names} is not a string table")
-        if self.symbol_table:
-            _, _, _, _, _, size, strings, _, _, entry_size = SECTION.unpack_from(
-                data, table + self.symbol_table * SECTION.size
-            )
-            if entry_size != SYMBOL.size or size % SYMBOL.size or not size:
-                raise JITListenerError(
-                    f"section {self.symbol_table}: a symbol table of {size:#x} bytes "
-                    f"in entries of {entry_size}, not 24"
-                )
-            if strings not in string_tables:
-                raise JITListenerError(
-                    f"section {self.symbol_table}: sh_link: section {strings} is not a string table"
-                )
-            self._symbol_strings = strings
+        self.symbol_table = self.strings_index = 0
+        index = count - 1  # mostly the symbol table is the last one
+        while index:
+            kind, size, strings, entry_size = _TABLE.unpack_from(data, table + index * SECTION.size)
+            if kind == SHT_SYMTAB:
+                if entry_size != SYMBOL.size or size % SYMBOL.size or not size:
+                    raise JITListenerError(
+                        f"section {index}: a symbol table of {size:#x} bytes "
+                        f"in entries of {entry_size}, not 24"
+                    )
+                if (
+                    strings >= count
+                    or _TABLE.unpack_from(data, table + strings * SECTION.size)[0] != SHT_STRTAB
+                ):
+                    raise JITListenerError(
+                        f"section {index}: sh_link: section {strings} is not a string table"
+                    )
+                self.symbol_table, self.strings_index = index, strings
+                break
+            index -= 1
 
     def _header(self, index: int) -> SectionHeader:
         return _section(SECTION.unpack_from(self.data, self.section_table + index * SECTION.size))
@@ -189,13 +152,31 @@ class ObjectFile:
         end = self.section_table + self.section_count * SECTION.size
         return list(map(_section, SECTION.iter_unpack(self.data[self.section_table : end])))
 
+    @derived
+    def allocated(self) -> list[int]:
+        """The indices of the sections that take up memory in a process."""
+        return [
+            index
+            for index, (_, _, flags, _, _, size, _, _, _, _) in enumerate(self.sections)
+            if flags & SHF_ALLOC and size
+        ]
+
+    @derived
+    def addresses(self) -> dict[int, int]:
+        """The addresses of those sections that have one, by index."""
+        return {index: header[3] for index, header in enumerate(self.sections) if header[3]}
+
     def check_sections(self) -> None:
         """Check all section headers, for who reads every section.
 
         Raises JITListenerError for a section that is not in the file or overlaps others, for a name
-        outside its string table, and for an alignment that is not a power of two.
+        outside its string table, for an alignment that is not a power of two, and for a second
+        symbol table.
         """
-        names_size = self.sections[self.names_index].size
+        names_size = len(self.section_strings)
+        tables = [index for index, header in enumerate(self.sections) if header.type == SHT_SYMTAB]
+        if len(tables) > 1:
+            raise JITListenerError(f"sections {tables} are symbol tables: there can be only one")
         occupied = 0
         for index, (name, kind, _, _, _, size, _, _, alignment, _) in enumerate(self.sections):
             if kind == SHT_NULL:
@@ -207,7 +188,7 @@ class ObjectFile:
                 )
             if kind != SHT_NOBITS:
                 occupied += size
-                self._check_extent(index)
+                self.check_extent(index)
             if alignment & (alignment - 1):
                 raise JITListenerError(
                     f"section {index}: an alignment of {alignment:#x}, not a power of two"
@@ -218,7 +199,8 @@ class ObjectFile:
                 f"{occupied:#x} bytes of sections in a file of {len(self.data):#x}: they overlap"
             )
 
-    def _check_extent(self, index: int) -> None:
+    def check_extent(self, index: int) -> None:
+        """Raise JITListenerError if section `index` is not in the file."""
         header = self._header(index)
         if header.offset + header.size > len(self.data):
             raise JITListenerError(
@@ -243,13 +225,19 @@ class ObjectFile:
 
     @derived
     def section_strings(self) -> bytes:
-        """The string table that holds the sections' names."""
-        return self._raw(self.names_index)
+        """The string table that holds the sections' names.
+
+        Raises JITListenerError if the file header does not name one.
+        """
+        index = self.names_index
+        if index >= self.section_count or self._header(index).type != SHT_STRTAB:
+            raise JITListenerError(f"e_shstrndx: section {index} is not a string table")
+        return self._raw(index)
 
     @derived
     def symbol_strings(self) -> bytes:
         """The string table that holds the symbols' names; there must be a symbol table."""
-        return self._raw(self._symbol_strings)
+        return self._raw(self.strings_index)
 
     def section_name(self, index: int) -> str:
         """The name of section `index`; bytes that are not UTF-8 become surrogate escapes.
@@ -265,11 +253,9 @@ class ObjectFile:
     # Contents
 
     def _raw(self, index: int) -> bytes:
-        _, _, _, _, offset, size, _, _, _, _ = SECTION.unpack_from(
-            self.data, self.section_table + index * SECTION.size
-        )
+        offset, size = EXTENT.unpack_from(self.data, self.section_table + index * SECTION.size)
         if offset + size > len(self.data):
-            self._check_extent(index)
+            self.check_extent(index)
         return self.data[offset : offset + size]
 
     def contents(self, index: int) -> bytes:
@@ -333,68 +319,19 @@ class ObjectFile:
             found += RELOCATION.iter_unpack(self._raw(table))
         return found
 
-    def functions(self) -> list[FunctionSymbol]:
-        """The functions of the executable sections, by section and offset, one an address.
-
-        A function is a symbol of type STT_FUNC or STT_GNU_IFUNC, or a global label without a type,
-        as assembly has them. Of several at one address the first in this order gives name and
-        size: global, weak, local, label. A size of 0 is taken to reach the next function or the
-        section's end, and no size reaches beyond that end.
-
-        Raises JITListenerError if a function lies outside its section, or a name is malformed.
-        """
-        if not self.symbol_table:
-            return []
-        sizes, ranks = self.executable, _FUNCTION_RANK
-        symbols, strings = self._raw(self.symbol_table), self._raw(self._symbol_strings)
-        found = [
-            (section, offset, -ranks[info], name, size)
-            for name, info, _, section, offset, size in SYMBOL.iter_unpack(symbols)
-            if info in ranks and section in sizes
-        ]
-        found.sort(reverse=True)
-        functions: list[FunctionSymbol] = []
-        room_for_names = 16 * len(self.data)
-        section_before = before = 0  # the function behind, or the end of the section
-        for section, offset, _, name, size in found:
-            if section != section_before:
-                section_before, before = section, sizes[section]
-            elif offset == before:
-                continue
-            room = sizes[section] - offset
-            if room <= 0:
-                if room or size:
-                    raise JITListenerError(
-                        f"a function at offset {offset:#x} of section {section}, "
-                        f"which has {sizes[section]:#x} bytes"
-                    )
-                continue  # a label that marks the section's end
-            end = strings.find(b"\0", name)
-            if end < 0:
-                raise _endless(strings, name, "a function of section", section)
-            text = strings[name:end].decode("utf-8", "surrogateescape")
-            # Names may share their ends, as linkers make them do; in a file made to harm, each
-            # could be a long end of one string, and all of them be far larger than the file.
-            room_for_names -= len(text)
-            if room_for_names < 0:
-                raise JITListenerError("the names of the functions overlap: they exceed the file")
-            functions.append(_function((text, section, offset, min(size, room) or before - offset)))
-            before = offset
-        functions.reverse()
-        return functions
-
 
 def _string(table: bytes, offset: int, what: str, index: int) -> str:
     end = table.find(b"\0", offset)
     if end < 0:
-        raise _endless(table, offset, what, index)
+        raise endless(len(table), offset, what, index)
     return table[offset:end].decode("utf-8", "surrogateescape")
 
 
-def _endless(table: bytes, offset: int, what: str, index: int) -> JITListenerError:
+def endless(table_size: int, offset: int, what: str, index: int) -> JITListenerError:
+    """The error for a name that goes on behind its string table."""
     return JITListenerError(
         f"{what} {index}: its name, at offset {offset:#x} of a string table "
-        f"of {len(table):#x} bytes, has no end"
+        f"of {table_size:#x} bytes, has no end"
     )
 
 

@@ -25,7 +25,7 @@ import listeners
 from gdbjit import elf
 from gdbjit.layout import CodeDescriptor, CodeEntry
 from gdbjit.library import build
-from listeners.objectfile import ObjectFile
+from listeners.objectfile import SHF_EXECINSTR, ObjectFile
 from perfmap import read_map
 
 
@@ -50,7 +50,7 @@ def emitted(name: str, address: int) -> bytes:
     machine = llvm.Target.from_default_triple().create_target_machine()
     image = bytearray(machine.emit_object(module))
     file = ObjectFile(bytes(image))
-    (code,) = (index for index, size in file.executable.items() if size)
+    (code,) = (i for i in file.allocated if file.sections[i].flags & SHF_EXECINSTR)
     at = file.section_table + 64 * code + 16
     image[at : at + 8] = address.to_bytes(8, "little")
     return bytes(image)
