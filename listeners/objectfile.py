@@ -89,10 +89,10 @@ class ObjectFile:
     `data` is the object's bytes, `machine` and `flags` its e_machine and e_flags, `section_table`
     the offset of its section headers. `names_index`, `symbol_table` and `strings_index` are the
     indices of the sections' names, of the symbol table and of the symbols' names; the latter two
-    are 0 where there is none.
+    are 0 where there is none. Of several symbol tables, which ELF forbids, the last one counts.
 
-    Raises JITListenerError if `data` is not such an object or one of its headers is malformed, and
-    later, by what reads deeper, for what can only be seen there.
+    Raises JITListenerError if `data` is not such an object or the header of its symbol table is
+    malformed, and later, by what reads deeper, for what can only be seen there.
     """
 
     def __init__(self, data: bytes) -> None:

@@ -379,6 +379,7 @@ MALFORMED = {
     "entry size": (lambda: field(".symtab", 56, 0, 8), "entries of 0, not 24"),
     "symbols": (lambda: field(".symtab", 32, 24 * (1 << 32), 8), "bytes at offset"),
     "empty symbols": (lambda: field(".symtab", 32, 0, 8), "a symbol table of 0x0 bytes"),
+    "two tables": (lambda: field(".note.GNU-stack", 4, 2, 4), "there can be only one"),
     "strings": (lambda: field(".symtab", 40, 2, 4), "section 2 is not a string table"),
     "name": (lambda: field(".text", 0, 1 << 31, 4), "its name is at offset 0x80000000"),
     "alignment": (lambda: field(".text", 48, 3, 8), "an alignment of 0x3"),
