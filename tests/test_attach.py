@@ -324,6 +324,38 @@ def test_mcjit_an_object_that_a_listener_frees_before_it_can_run_is_never_announ
         assert log.events == ["+early"]
 
 
+@pytest.mark.parametrize("linker", ["mcjit", "rtdyld", "jitlink"])
+def test_mcjit_an_added_object_is_its_engines_whoever_loads_before_it_can_run(linker):
+    engine = Program("mcjit").engine
+    with listeners.attach(engine, log := Log()):
+        elf = target_machine().emit_object(llvm.parse_assembly(function("added")))
+        engine.add_object_file(llvm.ObjectFileRef.from_data(elf))
+        other = Program(linker)
+        (address,) = other.load(function("other", 2), "other")
+        assert Int(address)() == 2
+        assert log.events == []
+        engine.finalize_object()
+        assert log.events == ["+added"]
+        other.unload()
+        assert log.events == ["+added"]
+        engine.close()
+        assert log.events == ["+added", "-added"]
+
+
+def test_mcjit_an_object_added_in_the_middle_of_another_engines_call_is_its_own_engines():
+    engine, other = Program("mcjit").engine, mcjit(function("other"))
+    elf = target_machine().emit_object(llvm.parse_assembly(function("added")))
+    other.set_object_cache(
+        lambda *_: engine.add_object_file(llvm.ObjectFileRef.from_data(elf)), lambda _: None
+    )
+    with listeners.attach(engine, log := Log()), listeners.attach(other, others := Log()):
+        other.finalize_object()
+        assert (log.events, others.events) == ([], ["+other"])
+        engine.finalize_object()
+        engine.close()
+        assert (log.events, others.events) == (["+added", "-added"], ["+other"])
+
+
 def test_mcjit_keeps_the_code_of_a_removed_module_until_it_is_closed():
     engine = Program("mcjit").engine
     module = llvm.parse_assembly(function("f"))

@@ -8,14 +8,13 @@ reached. A call that has nothing to do with loading code is left alone, and cost
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Concatenate, ParamSpec
 
 from llvmlite.binding import ffi
 
-__all__ = ["address_of", "around", "lock"]
+__all__ = ["around", "lock", "pointer_of"]
 
 P = ParamSpec("P")
 
@@ -53,6 +52,10 @@ def around(name: str, replacement: Callable[Concatenate[Callable[..., Any], P], 
     wrapper._cfn = _Around(replacement, wrapper._cfn)
 
 
-def address_of(handle: Any) -> int:
-    """The address that a handle of llvmlite's holds: a C pointer, or a Python object with one."""
-    return int.from_bytes(getattr(handle, "_ptr", handle), sys.byteorder)
+def pointer_of(handle: Any) -> Any:
+    """The C pointer of a handle of llvmlite's: itself one, or a Python object with one.
+
+    llvmlite keeps the very pointer that a call has returned until it disposes of it, so what is
+    known of the thing can be kept in attributes of the pointer.
+    """
+    return getattr(handle, "_ptr", handle)

@@ -27,7 +27,7 @@ from ..events import EventSink, LoadedObject
 from ..objectfile import ObjectFile
 from ..timing import call_under_way, engine_call, watchers
 from . import jitlink
-from .calls import address_of, around, lock
+from .calls import around, lock, pointer_of
 from .llvmdescriptor import LLVMDescriptor, find_descriptor
 from .objects import Engine, Loaded, Objects
 from .targets import TargetOptions
@@ -41,9 +41,6 @@ class Engines:
     """Every llvmlite engine of the process, and who listens to it."""
 
     def __init__(self) -> None:
-        self._targets: dict[int, tuple[Any, ...]] = {}
-        self._engines: dict[int, Engine] = {}
-        self._trackers: dict[int, tuple[Engine, bytes]] = {}
         self._descriptor: LLVMDescriptor | None = None
         self._problem: JITListenerError | None = None
         self._newest = 0
@@ -54,7 +51,6 @@ class Engines:
     def install(self) -> None:
         """Hear of every call that makes an engine, loads code or frees it."""
         around("LLVMPY_CreateTargetMachine", self._create_target_machine)
-        around("LLVMPY_DisposeTargetMachine", self._dispose_target_machine)
         around("LLVMPY_CreateMCJITCompiler", self._create_mcjit)
         around("LLVMPY_MCJITAddObjectFile", self._add_object_file)
         around("LLVMPY_FinalizeObject", self._timed("finalize", self._finalize))
@@ -113,8 +109,7 @@ class Engines:
 
     def _kind(self, handle: Any) -> str:
         """What sort of engine a handle of llvmlite's is of, or a tracker is."""
-        address = address_of(handle)
-        engine = self._engines.get(address) or self._trackers.get(address, (None, b""))[0]
+        engine: Engine | None = getattr(pointer_of(handle), "engine", None)
         return engine.kind if engine else "llvmlite"
 
     # Calls that make an engine
@@ -122,17 +117,13 @@ class Engines:
     def _create_target_machine(self, call: Callable[..., Any], *arguments: Any) -> Any:
         machine = call(*arguments)
         if machine:
-            self._targets[address_of(machine)] = arguments
+            machine.made_with = arguments
         return machine
-
-    def _dispose_target_machine(self, call: Callable[..., Any], machine: Any) -> None:
-        self._targets.pop(address_of(machine), None)
-        call(machine)
 
     def _create_mcjit(self, call: Callable[..., Any], *arguments: Any) -> Any:
         handle = call(*arguments)
         if handle:
-            self._engines[address_of(handle)] = Engine(made_here=True)
+            handle.engine = Engine(made_here=True)
         return handle
 
     def _create_lljit(
@@ -143,9 +134,9 @@ class Engines:
             engine = Engine(made_here=True, is_lljit=True, uses_jitlink=bool(uses_jitlink))
             if uses_jitlink and machine is None:
                 engine.target = TargetOptions.of_host()
-            elif uses_jitlink and (arguments := self._targets.get(address_of(machine))):
+            elif uses_jitlink and (arguments := getattr(pointer_of(machine), "made_with", None)):
                 engine.target = TargetOptions.from_call(*arguments)
-            self._engines[address_of(handle)] = engine
+            handle.engine = engine
         return handle
 
     # Calls that load code
@@ -189,7 +180,7 @@ class Engines:
         tracker = call(handle, name, *arguments)
         if tracker:
             engine.trackers += 1
-            self._trackers[address_of(tracker)] = engine, name
+            tracker.engine, tracker.library = engine, name
         if link is not None:
             for file, addresses in link.finish(bool(tracker)):
                 self._add_jitlinked(engine, name, file, addresses)
@@ -201,7 +192,8 @@ class Engines:
             if tracker and engine.latent and not engine.uses_jitlink:
                 engine.latent[name] = _given_symbols(arguments)
             looked = self._look(engine, name)
-            if tracker and not engine.uses_jitlink:
+            whole = len(looked) == arguments[1] and not engine.latent
+            if tracker and not (whole or engine.uses_jitlink):
                 here = [loaded for loaded in looked if loaded.library == name]
                 self._note_latent(engine, name, arguments, here)
         return tracker
@@ -216,7 +208,7 @@ class Engines:
         engine = self._engine(handle, is_lljit=True)
         if tracker:
             engine.trackers += 1
-            self._trackers[address_of(tracker)] = engine, library
+            tracker.engine, tracker.library = engine, library
             drawn = jitlink.materialised(engine.libraries, [(library, symbol)])
             self._add_drawn(engine, handle, drawn)
         elif engine.libraries:
@@ -227,15 +219,16 @@ class Engines:
     # Calls that free it
 
     def _dispose_mcjit(self, call: Callable[..., Any], handle: Any) -> None:
-        pointer = getattr(handle, "_ptr", handle)
-        engine = self._engines.pop(address_of(pointer), None)
+        pointer = pointer_of(handle)
+        engine: Engine | None = getattr(pointer, "engine", None)
         self._free(lambda: list(engine.objects) if engine else [], lambda: call(pointer))
 
     def _dispose_tracker(self, call: Callable[..., Any], tracker: Any, error: Any) -> Any:
         if self._unheard:
             return call(tracker, error)
-        pointer = getattr(tracker, "_ptr", tracker)
-        engine, name = self._trackers.pop(address_of(pointer), (None, b""))
+        pointer = pointer_of(tracker)
+        engine: Engine | None = getattr(pointer, "engine", None)
+        name = getattr(pointer, "library", b"")
         whole = False
         if engine:
             engine.trackers -= 1
@@ -252,8 +245,8 @@ class Engines:
         return self._free(freed, lambda: call(pointer, error))
 
     def _dispose_lljit(self, call: Callable[..., Any], handle: Any) -> None:
-        pointer = getattr(handle, "_ptr", handle)
-        engine = self._engines.pop(address_of(pointer), None)
+        pointer = pointer_of(handle)
+        engine: Engine | None = getattr(pointer, "engine", None)
         ends = False
         if engine:
             engine.closed = True
@@ -295,12 +288,12 @@ class Engines:
 
     def _engine(self, handle: Any, is_lljit: bool) -> Engine:
         """The engine of a handle of llvmlite's; one we did not see made gets its record now."""
-        address = address_of(handle)
-        engine = self._engines.get(address)
+        pointer = pointer_of(handle)
+        engine: Engine | None = getattr(pointer, "engine", None)
         if engine is None:
             linker = None if is_lljit else False
             engine = Engine(made_here=False, is_lljit=is_lljit, uses_jitlink=linker)
-            self._engines[address] = engine
+            pointer.engine = engine
         return engine
 
     def _settle(self, engine: Engine, handle: Any) -> None:
@@ -408,7 +401,7 @@ def _symbols(loaded: Loaded) -> set[bytes]:
 
 def _borrowed(handle: Any) -> Any:
     """A Python object for an LLJIT that belongs to another."""
-    lljit = llvm.LLJIT(getattr(handle, "_ptr", handle))
+    lljit = llvm.LLJIT(pointer_of(handle))
     lljit._owned = True  # llvmlite's word for "not mine to dispose of"
     return lljit
 

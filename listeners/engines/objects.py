@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ logger = logging.getLogger("listeners")
 Sinks = Iterable[tuple[EventSink, "Engine | None"]]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Loaded:
     """An object in memory."""
 
@@ -48,27 +48,29 @@ class Loaded:
         return self.obj
 
 
-@dataclass(eq=False)
 class Engine:
     """An engine of llvmlite's, from its creation to its end."""
 
-    made_here: bool
-    """Whether it was made after this module was imported; else much of it is not known."""
-    is_lljit: bool = False
-    uses_jitlink: bool | None = False
-    """None if that is not known yet."""
-    target: TargetOptions | None = None
-    """How it generates code, where that is known."""
-    objects: dict[int, Loaded] = field(default_factory=dict)
-    libraries: dict[bytes, jitlink.Library] = field(default_factory=dict)
-    """Those of JITLink."""
-    latent: dict[bytes, set[bytes]] = field(default_factory=dict)
-    """Of RuntimeDyld's libraries, the symbols that are linked and not in memory."""
-    reported: set[str] = field(default_factory=set)
-    """Why parts of what it has linked are not heard of, as far as that was logged."""
-    trackers: int = 0
-    """An LLJIT lives until it is closed and the last of its trackers is, too."""
-    closed: bool = False
+    def __init__(
+        self, *, made_here: bool, is_lljit: bool = False, uses_jitlink: bool | None = False
+    ) -> None:
+        self.made_here = made_here
+        """Whether it was made after this module was imported; else much of it is not known."""
+        self.is_lljit = is_lljit
+        self.uses_jitlink = uses_jitlink
+        """None if that is not known yet."""
+        self.target: TargetOptions | None = None
+        """How it generates code, where that is known."""
+        self.objects: dict[int, Loaded] = {}
+        self.libraries: dict[bytes, jitlink.Library] = {}
+        """Those of JITLink."""
+        self.latent: dict[bytes, set[bytes]] = {}
+        """Of RuntimeDyld's libraries, the symbols that are linked and not in memory."""
+        self.reported: set[str] = set()
+        """Why parts of what it has linked are not heard of, as far as that was logged."""
+        self.trackers = 0
+        """An LLJIT lives until it is closed and the last of its trackers is, too."""
+        self.closed = False
 
     @property
     def kind(self) -> str:
