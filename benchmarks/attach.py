@@ -6,10 +6,15 @@ Each figure is the median of ROUNDS processes, which take turns, of the median o
 that one process loads: ready ones, and modules that it compiles at opt 2. `bare` does not import
 listeners; `imported` does and attaches nothing: over JITLink it shows what the section symbols
 cost.
+
+On a machine that others use, processes differ by more than the listeners cost. So the small object
+is also loaded in pairs, with both listeners attached and with none, in random order in one process:
+the figure is the median of the differences.
 """
 
 import itertools
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -17,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -41,7 +47,10 @@ def steps{0}(n):
 
 
 def measure(linker: str, functions: int, way: str) -> dict[str, float]:
-    """In a process of its own: µs a load, a compile and load, and calls that load nothing."""
+    """In a process of its own: µs a load, a compile and load, and calls that load nothing.
+
+    In pairs: what a load and a compile and load take longer, and the latter as a ratio.
+    """
     if way == "bare":
         from types import ModuleType
 
@@ -66,6 +75,8 @@ def measure(linker: str, functions: int, way: str) -> dict[str, float]:
     }
     if way in tools:
         listeners.attach(None, *tools[way]())
+    if way == "pairs":
+        both = tools["both"]()
     if linker != "mcjit":
         lljit = llvm.create_lljit_compiler(target_machine(opt=2), use_jit_link=linker == "jitlink")
     count = itertools.count()
@@ -83,6 +94,13 @@ def measure(linker: str, functions: int, way: str) -> dict[str, float]:
         library = builder.add_object_img(elf) if compiled else builder.add_ir(text)
         return library.link(lljit, f"library{next(count)}")
 
+    if way == "pairs":
+
+        def paired(compiled: bool) -> tuple[float, float]:
+            return in_pairs(lambda: load(compiled), lambda: listeners.attach(None, *both), 300)
+
+        (_, loading), (alone, compiling) = paired(True), paired(False)
+        return {"load": loading, "compile and load": compiling, "ratio": 1 + compiling / alone}
     found = {
         "load": per_load(lambda: load(True), max(20, 1000 // functions)),
         "compile and load": per_load(lambda: load(False), max(5, 200 // functions)),
@@ -108,6 +126,27 @@ def per_load(load: Callable[[], object], times: int) -> float:
     return statistics.median(took)
 
 
+def in_pairs(
+    load: Callable[[], object], attach: Callable[[], Any], times: int
+) -> tuple[float, float]:
+    """Median µs of a load that nobody hears, and of how much longer one takes that is heard."""
+    alone, longer = [], []
+    for _ in range(times):
+        took = {}
+        for heard in random.sample((False, True), 2):
+            attachment = attach() if heard else None
+            load()  # and unload, so that both are preceded by the same
+            start = time.perf_counter_ns()
+            loaded = load()
+            took[heard] = (time.perf_counter_ns() - start) / 1e3
+            del loaded
+            if attachment:
+                attachment.detach()
+        alone.append(took[False])
+        longer.append(took[True] - took[False])
+    return statistics.median(alone), statistics.median(longer)
+
+
 def per_call(call: Callable[[], object]) -> float:
     """µs, the least of several runs: it is a constant cost, the rest is noise."""
     best = float("inf")
@@ -119,6 +158,14 @@ def per_call(call: Callable[[], object]) -> float:
     return best
 
 
+def run(linker: str, functions: int, way: str) -> dict[str, float]:
+    """`measure`, in a process of its own."""
+    command = [sys.executable, __file__, linker, str(functions), way]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
 def main(rounds: int) -> None:
     console = Console()
     calls: dict[str, dict[str, list[float]]] = {}
@@ -128,11 +175,9 @@ def main(rounds: int) -> None:
             took: dict[str, dict[str, list[float]]] = {}
             for _ in range(rounds):
                 for way in WAYS:
-                    command = [sys.executable, __file__, linker, str(functions), way]
-                    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-                    for what, value in json.loads(done.stdout).items():
-                        figures = took if "load" in what.split() else calls
-                        figures.setdefault(what, {}).setdefault(way, []).append(value)
+                    for what, value in run(linker, functions, way).items():
+                        into = took if "load" in what.split() else calls
+                        into.setdefault(what, {}).setdefault(way, []).append(value)
             for what, ways in took.items():
                 load = {way: statistics.median(times) for way, times in ways.items()}
                 cells = [f"{load[way]:,.0f} µs ×{load[way] / load['bare']:.3f}" for way in WAYS]
@@ -140,6 +185,15 @@ def main(rounds: int) -> None:
                     cells.append(f"{load['both'] - load[base]:+,.0f} µs")
                 table.add_row(f"{what}, {size} ({functions})", *cells)
         console.print(table)
+    table = Table("small (1)", "load", "compile and load", title="both − imported, in pairs")
+    for linker in LINKERS:
+        figures = run(linker, 1, "pairs")
+        table.add_row(
+            linker,
+            f"{figures['load']:+,.0f} µs",
+            f"{figures['compile and load']:+,.0f} µs ×{figures['ratio']:.3f}",
+        )
+    console.print(table)
     table = Table("call that loads nothing", *WAYS, title="attached, with nothing to say")
     for what, ways in calls.items():
         table.add_row(what, *(f"{statistics.median(ways[way]):.2f} µs" for way in WAYS))
