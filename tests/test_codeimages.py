@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 from jit import LINKERS, Long, Program, source_ir
-from test_objectfile import OBJECTS, emitted, placed
+from objects import OBJECTS, emitted, placed
 from tools import PROGRAMS, gdb, run, tool
 
 import listeners

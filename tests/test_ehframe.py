@@ -11,7 +11,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
-from test_objectfile import OBJECTS, assembled, emit, emitted, placed
+from objects import OBJECTS, assembled, emit, emitted, placed
 from tools import run, tool
 
 from listeners import JITListenerError

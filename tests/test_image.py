@@ -10,7 +10,7 @@ import struct
 import pytest
 from elftools.elf.elffile import ELFFile
 from jit import Long, source_ir
-from test_objectfile import (
+from objects import (
     OBJECTS,
     assembled,
     changed,

@@ -1,221 +1,33 @@
-"""The reader of relocatable objects: the same sections, symbols and relocations as pyelftools, the
-same functions as llvm-nm, and one kind of error for whatever is malformed.
-
-`emit`, `OBJECTS`, `placed` and `mutants` are for the tests of what is built on the reader, too.
+"""The reader of relocatable objects: the same sections, symbols and relocations as pyelftools, and
+one kind of error for whatever is malformed, in its functions, too.
 """
 
 import io
-import random
-import re
 import struct
 import tracemalloc
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
 
-import llvmlite.binding as llvm
 import pytest
 from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
+from objects import (
+    GOOD,
+    OBJECTS,
+    changed,
+    emitted,
+    functions_of,
+    header_at,
+    mutants,
+)
 from tools import run, tool
 
 from listeners import JITListenerError
-from listeners.functions import read_functions
 from listeners.objectfile import SECTION, ObjectFile
-
-CODE = """
-source_filename = "program.toy"
-@greeting = private unnamed_addr constant [6 x i8] c"hello\\00"
-@counter = global i64 7, !dbg !30
-@buffer = internal global [100 x i8] zeroinitializer
-@slot = thread_local(localexec) global i64 3, !dbg !32
-declare void @external(ptr, i64)
-declare void @llvm.dbg.value(metadata, metadata, metadata)
-
-define i64 @fact(i64 %n) #0 !dbg !5 {
-entry:
-  call void @llvm.dbg.value(metadata i64 %n, metadata !10, metadata !DIExpression()), !dbg !12
-  %c = icmp slt i64 %n, 2
-  br i1 %c, label %one, label %more, !dbg !12
-one:
-  ret i64 1, !dbg !13
-more:
-  %m = sub i64 %n, 1, !dbg !14
-  %r = call i64 @fact(i64 %m), !dbg !14
-  %p = mul i64 %r, %n, !dbg !14
-  call void @llvm.dbg.value(metadata i64 %p, metadata !11, metadata !DIExpression()), !dbg !14
-  %x = load i64, ptr @counter, !dbg !14
-  %s = add i64 %p, %x, !dbg !14
-  ret i64 %s, !dbg !15
-}
-
-define double @pick(i64 %n) #0 !dbg !20 {
-entry:
-  call void @external(ptr @greeting, i64 %n), !dbg !21
-  switch i64 %n, label %done [ i64 0, label %a i64 1, label %b i64 2, label %c i64 3, label %d ]
-a:
-  %r = call i64 @fact(i64 3), !dbg !21
-  %f = sitofp i64 %r to double, !dbg !21
-  br label %done
-b:
-  store i8 1, ptr @buffer, !dbg !21
-  br label %done
-c:
-  call void @external(ptr null, i64 2), !dbg !21
-  br label %done
-d:
-  call void @external(ptr @buffer, i64 3), !dbg !21
-  br label %done
-done:
-  %v = phi double [ %f, %a ], [ 1.25, %b ], [ 2.5, %c ], [ 3.75, %d ], [ 9.875, %entry ]
-  ret double %v, !dbg !22
-}
-attributes #0 = { uwtable "frame-pointer"="all" }
-"""
-
-DEBUG = """
-!llvm.dbg.cu = !{{!0}}
-!llvm.module.flags = !{{!2, !3}}
-!0 = distinct !DICompileUnit(language: DW_LANG_C99, file: !1, producer: "toy",
-  emissionKind: FullDebug, globals: !34)
-!1 = !DIFile(filename: "program.toy", directory: "/src")
-!2 = !{{i32 2, !"Debug Info Version", i32 3}}
-!3 = !{{i32 7, !"Dwarf Version", i32 {dwarf}}}
-!4 = !DIBasicType(name: "int", size: 64, encoding: DW_ATE_signed)
-!5 = distinct !DISubprogram(name: "fact", scope: !1, file: !1, line: 3, type: !6, scopeLine: 3,
-  unit: !0, spFlags: DISPFlagDefinition, retainedNodes: !8)
-!6 = !DISubroutineType(types: !7)
-!7 = !{{!4, !4}}
-!8 = !{{!10, !11}}
-!10 = !DILocalVariable(name: "n", arg: 1, scope: !5, file: !1, line: 3, type: !4)
-!11 = !DILocalVariable(name: "p", scope: !5, file: !1, line: 6, type: !4)
-!12 = !DILocation(line: 4, column: 7, scope: !5)
-!13 = !DILocation(line: 5, column: 3, scope: !5)
-!14 = !DILocation(line: 6, column: 7, scope: !5)
-!15 = !DILocation(line: 7, column: 3, scope: !5)
-!20 = distinct !DISubprogram(name: "pick", scope: !1, file: !1, line: 10, type: !6, scopeLine: 10,
-  unit: !0, spFlags: DISPFlagDefinition)
-!21 = !DILocation(line: 11, column: 3, scope: !20)
-!22 = !DILocation(line: 12, column: 3, scope: !20)
-!30 = !DIGlobalVariableExpression(var: !31, expr: !DIExpression())
-!31 = !DIGlobalVariable(name: "counter", scope: !0, file: !1, line: 1, type: !4,
-  isDefinition: true)
-!32 = !DIGlobalVariableExpression(var: !33, expr: !DIExpression())
-!33 = !DIGlobalVariable(name: "slot", scope: !0, file: !1, line: 2, type: !4, isDefinition: true)
-!34 = !{{!30, !32}}
-"""
-
-X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
-MODELS = {
-    "x86-default": (X86, {"jit": True}),
-    "x86-small-pic": (X86, {"codemodel": "small", "reloc": "pic"}),
-    "x86-large-pic": (X86, {"codemodel": "large", "reloc": "pic"}),
-    "arm-default": (ARM, {"jit": True}),
-    "arm-small-pic": (ARM, {"codemodel": "small", "reloc": "pic"}),
-}
-# By name: how it is compiled, and its version of DWARF; without one it has no debug information.
-OBJECTS = {
-    f"{model}-dwarf{dwarf}" if dwarf else model: (model, dwarf)
-    for model in MODELS
-    for dwarf in (0, 4, 5)
-}
-
-
-@cache
-def emit(text: str, model: str) -> bytes:
-    """An IR module as an object, compiled in one of the ways of MODELS."""
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    triple, options = MODELS[model]
-    machine = llvm.Target.from_triple(triple).create_target_machine(**options)
-    module = llvm.parse_assembly(text)
-    module.triple = triple
-    module.data_layout = str(machine.target_data)
-    return machine.emit_object(module)
-
-
-def emitted(name: str) -> bytes:
-    """One of OBJECTS."""
-    model, dwarf = OBJECTS[name]
-    if dwarf:
-        return emit(CODE + DEBUG.format(dwarf=dwarf), model)
-    return emit(re.sub(r",? !dbg !\d+|.*llvm.dbg.*\n", "", CODE), model)
-
-
-def assembled(text: str, directory: Path) -> ObjectFile:
-    """What x86-64 assembly becomes."""
-    source, result = directory / "object.s", directory / "object.o"
-    source.write_text(text)
-    run(tool("as"), "--64", "-o", str(result), str(source))
-    return ObjectFile(result.read_bytes())
 
 
 @pytest.fixture(params=OBJECTS)
 def data(request: pytest.FixtureRequest) -> bytes:
     return emitted(request.param)
-
-
-def placed(file: ObjectFile, start: int = 0x7F12_3456_7000) -> dict[int, int]:
-    """Load addresses as an engine's: code, constants and data each from a page on, 64 KiB apart."""
-    kinds = {6: start, 2: start + 0x10000, 3: start + 0x20000, 7: start + 0x30000}
-    addresses = {}
-    for index, header in enumerate(file.sections):
-        kind = header.flags & 7
-        if kind in kinds and header.size:
-            addresses[index] = address = -(-kinds[kind] // header.alignment) * header.alignment
-            kinds[kind] = address + header.size
-    return addresses
-
-
-def header_at(data: bytes | bytearray, index: int) -> int:
-    """The offset of the header of a section."""
-    return struct.unpack_from("<Q", data, 40)[0] + SECTION.size * index
-
-
-# sh_name, sh_type, …: offset in a section header, and size
-FIELDS = ((0, 4), (4, 4), (8, 8), (16, 8), (24, 8), (32, 8), (40, 4), (44, 4), (48, 8), (56, 8))
-NASTY = (0, 1, 2, 8, 1 << 31, (1 << 32) - 1, 1 << 60, 1 << 63, (1 << 64) - 1)
-
-
-def mutants(count: int, seed: int) -> Iterator[bytes]:
-    """Real objects, cut off or with a few fields and bytes changed."""
-    chance = random.Random(seed)
-    originals = [emitted(name) for name in OBJECTS]
-    for _ in range(count):
-        data = bytearray(chance.choice(originals))
-        sections = struct.unpack_from("<H", data, 60)[0]
-        for _ in range(chance.choice((1, 1, 1, 2, 4))):
-            value = chance.choice(
-                (*NASTY, len(data), chance.randrange(100), chance.randrange(5000))
-            )
-            kind = chance.randrange(8)
-            if kind == 0:
-                del data[chance.randrange(len(data)) :]
-                break
-            if kind == 1:
-                at, size = chance.randrange(len(data)), 1
-            elif kind == 2:
-                at, size = chance.randrange(64), chance.choice((1, 2, 4, 8))
-            elif kind < 6:
-                at, size = chance.choice(FIELDS)
-                at += header_at(data, chance.randrange(sections))
-            else:
-                at, size = chance.randrange(len(data) // 4) * 4, chance.choice((4, 8))
-            if at + size <= len(data):
-                data[at : at + size] = (value % (1 << 8 * size)).to_bytes(size, "little")
-            else:
-                break
-        yield bytes(data)
-
-
-def functions_of(file: ObjectFile) -> list[tuple[str, int, int, int]]:
-    """Of each function its name, its section, its offset there and its size."""
-    addresses = {index: index << 32 for index in range(len(file.sections))}
-    return [
-        (name, *divmod(address, 1 << 32), size)
-        for name, address, size in read_functions(file, addresses)
-    ]
 
 
 def read_all(data: bytes) -> None:
@@ -256,72 +68,6 @@ def test_sections_symbols_and_relocations_are_those_that_pyelftools_reads(data):
     assert any(file.relocations(index) for index in range(len(file.sections)))
 
 
-def test_functions_are_those_that_llvm_nm_lists(data, tmp_path):
-    path = tmp_path / "object.o"
-    path.write_bytes(data)
-    listed = run(tool("llvm-nm"), "--print-size", "--defined-only", "--numeric-sort", str(path))
-    expected = re.findall(r"^(\w+) (\w+) T (.*)$", listed, re.MULTILINE)
-    functions = functions_of(ObjectFile(data))
-    assert [name for name, _, _, _ in functions] == ["fact", "pick"]
-    assert [(f"{at:016x}", f"{size:016x}", name) for name, _, at, size in functions] == expected
-
-
-def test_a_size_of_0_reaches_the_next_function_and_no_size_reaches_beyond_the_section(tmp_path):
-    file = assembled(
-        """
-        .text
-        .globl first, second, third, last, end
-        first: nop
-        inner: nop; nop
-        .type second, @function
-        second: nop; nop
-        third: nop
-        .size third, 100
-        .type static, @function
-        static: ret
-        .size static, 1
-        last: nop; nop; nop
-        end:
-        .section .text.cold, "ax"
-        .globl cold
-        .type cold, @function
-        cold: ret
-        """,
-        tmp_path,
-    )
-    names = {file.section_name(index): index for index in range(len(file.sections))}
-    text, cold = names[".text"], names[".text.cold"]
-    assert functions_of(file) == [
-        ("first", text, 0, 3),  # a local label is not a function
-        ("second", text, 3, 2),
-        ("third", text, 5, 5),
-        ("static", text, 6, 1),
-        ("last", text, 7, 3),
-        ("cold", cold, 0, 1),
-    ]
-
-
-def test_of_several_names_at_an_address_the_global_function_is_given(tmp_path):
-    file = assembled(
-        """
-        .text
-        .globl label, public, another
-        .weak weak
-        .type local, @function
-        .type weak, @function
-        .type public, @function
-        .type another, @function
-        label: local: weak: public: another: nop
-        .size public, 1
-        """,
-        tmp_path,
-    )
-    ((name, _, _, size),) = functions_of(file)
-    assert (name, size) in (("public", 1), ("another", 1))
-    file = assembled(".text; .globl label; label: .type local, @function; local: nop\n", tmp_path)
-    assert [name for name, _, _, _ in functions_of(file)] == ["local"]
-
-
 def test_compressed_sections_are_given_expanded(tmp_path):
     original = ObjectFile(emitted("x86-small-pic-dwarf5"))
     plain, small = tmp_path / "plain.o", tmp_path / "small.o"
@@ -346,8 +92,6 @@ def test_compressed_sections_are_given_expanded(tmp_path):
 
 # What is refused
 
-GOOD = "x86-small-pic-dwarf4"
-
 
 def field(section: str, offset: int, value: int, size: int) -> bytes:
     """The object GOOD with one field of a section's header changed."""
@@ -356,12 +100,6 @@ def field(section: str, offset: int, value: int, size: int) -> bytes:
     names = [file.section_name(index) for index in range(len(file.sections))]
     at = header_at(data, names.index(section)) + offset
     data[at : at + size] = value.to_bytes(size, "little")
-    return bytes(data)
-
-
-def changed(offset: int, value: bytes) -> bytes:
-    data = bytearray(emitted(GOOD))
-    data[offset : offset + len(value)] = value
     return bytes(data)
 
 
