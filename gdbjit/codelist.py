@@ -30,7 +30,7 @@ __all__ = ["CodeList"]
 
 MAX_ENTRIES = 1 << 20
 ATTEMPTS = 20
-MOMENT = 0.02  # seconds
+MOMENT = 0.02  # seconds of processor time; what others take of it does not count
 STEPS_BACK = 1000
 PATIENCE = 0.0005  # seconds; a thread may be stopped in the middle of an edit
 
@@ -71,7 +71,7 @@ class CodeList:
         """What is in the list. Raises GDBJITError if it is not well-formed."""
         known: dict[int, bytes] = {}
         words, problem = b"", ""
-        start = time.monotonic()
+        start = time.thread_time()
         for attempt in range(ATTEMPTS):
             before = words, known, problem
             words, known, problem = self._walk(known)
@@ -79,7 +79,7 @@ class CodeList:
                 if problem:
                     raise GDBJITError(f"list of the descriptor at {self._address:#x}: {problem}")
                 return known
-            if time.monotonic() - start > MOMENT and (attempt or words != self._words()):
+            if time.thread_time() - start > MOMENT and (attempt or words != self._words()):
                 break
             # At once as long as it may be one edit that came between, then over a burst.
             time.sleep(0.001 * (attempt // 10))
