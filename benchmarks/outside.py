@@ -2,12 +2,16 @@
 
     python benchmarks/outside.py [OBJECTS] [SECONDS]
 
-A program holds OBJECTS (10,000) objects and loads and unloads others as fast as it can, for SECONDS
-(30) by itself, beside something that is busy and does not look, while `jitlisten list --json` runs
-again and again, and while one process does nothing but read it. Every list is checked.
+A program of 1,000 objects that is stopped is looked at first: what it takes from this process,
+already started, and from the command. Then a program holds OBJECTS (10,000) objects and loads and
+unloads others as fast as it can, for SECONDS (30) by itself, beside something that is busy and does
+not look, while `jitlisten list --json` runs again and again, and while one process does nothing but
+read it. Every list is checked.
 """
 
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,6 +26,7 @@ import gdbjit
 from listeners.functions import read_functions
 from listeners.symfile import read_symfile
 
+STILL = 1000
 PROGRAM = Path(__file__).resolve().parents[1] / "tests" / "programs" / "unaware.py"
 
 
@@ -35,11 +40,58 @@ def names(pid: int) -> set[str]:
     }
 
 
+def images(pid: int) -> None:
+    """Every image of the process, not looked into."""
+    assert sum(1 for found in gdbjit.descriptors(pid) for _ in found.images()) >= STILL
+
+
+def listed(pid: int, *options: str) -> bytes:
+    """What the command prints."""
+    line = (sys.executable, "-m", "jitlisten", "list", *options, str(pid))
+    return subprocess.run(line, check=True, capture_output=True).stdout
+
+
 def command(pid: int) -> set[str]:
-    """The same, from the command."""
-    line = (sys.executable, "-m", "jitlisten", "list", "--json", str(pid))
-    objects = json.loads(subprocess.run(line, check=True, capture_output=True).stdout)["objects"]
+    """Every function of the process, from the command."""
+    objects = json.loads(listed(pid, "--json"))["objects"]
     return {function["name"] for found in objects for function in found["functions"]}
+
+
+def churning(objects: int) -> subprocess.Popen[str]:
+    """A program that holds so many objects while others come and go."""
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAM), "churn", str(objects)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def still() -> Table:
+    """How long it takes to look at a program that does not change meanwhile."""
+    table = Table("", "median")
+    with churning(STILL) as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        looks: dict[str, Callable[[int], object]] = {
+            "where its descriptors are": gdbjit.descriptors,
+            "and their images": images,
+            "and their functions": names,
+            "jitlisten list --json": lambda pid: listed(pid, "--json"),
+            "jitlisten list": listed,
+        }
+        for title, look in looks.items():
+            seconds = []
+            for _ in range(9):
+                start = time.perf_counter()
+                look(process.pid)
+                seconds.append(time.perf_counter() - start)
+            table.add_row(title, f"{1000 * statistics.median(seconds):.1f} ms")
+        os.kill(process.pid, signal.SIGCONT)
+        process.communicate()
+    return table
 
 
 def loads_per_second(
@@ -48,14 +100,7 @@ def loads_per_second(
     """What the program gets done, and how long each list took."""
     taken = []
     expected = {f"stay_{number:07}" for number in range(objects)}
-    with subprocess.Popen(
-        [sys.executable, str(PROGRAM), "churn", str(objects)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
+    with churning(objects) as process:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if beside == "nothing":
@@ -77,6 +122,7 @@ def loads_per_second(
 def main() -> None:
     objects = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 30
+    Console().print(f"{STILL} objects, stopped", still())
     table = Table("", "loads a second", "lists", "median list", "longest list")
     table.add_row("by itself", f"{loads_per_second(objects, seconds, 'nothing')[0]:.0f}")
     table.add_row("beside a busy program", f"{loads_per_second(objects, seconds, 'work')[0]:.0f}")
