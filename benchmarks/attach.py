@@ -9,7 +9,7 @@ cost.
 
 On a machine that others use, processes differ by more than the listeners cost. So the small object
 is also loaded in pairs, with both listeners attached and with none, in random order in one process:
-the figure is the median of the differences.
+the figure is the median of the differences, of which again the median of ROUNDS processes is shown.
 """
 
 import itertools
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINKERS = "mcjit", "rtdyld", "jitlink"
 SIZES = {"small": 1, "medium": 20, "large": 200}  # functions a module
 WAYS = "bare", "imported", "gdb", "perf map", "both"
+CALLS = "address of a loaded function", "name of the host's processor"
 
 FUNCTION = """
 def steps{0}(n):
@@ -107,10 +109,12 @@ def measure(linker: str, functions: int, way: str) -> dict[str, float]:
     }
     if linker == "mcjit" and functions == 1:
         engine = load(True)
-        found["address of a loaded function"] = per_call(
-            lambda: engine.get_function_address("steps0")
-        )
-        found["name of the host's processor"] = per_call(llvm.get_host_cpu_name)
+        for what, call in zip(
+            CALLS,
+            (lambda: engine.get_function_address("steps0"), llvm.get_host_cpu_name),
+            strict=True,
+        ):
+            found[what] = per_call(call)
     return found
 
 
@@ -168,35 +172,40 @@ def run(linker: str, functions: int, way: str) -> dict[str, float]:
 
 def main(rounds: int) -> None:
     console = Console()
-    calls: dict[str, dict[str, list[float]]] = {}
+    took: defaultdict[tuple[str, str, str, str], list[float]] = defaultdict(list)
+    for linker, size in itertools.product(LINKERS, SIZES):
+        for way in WAYS * rounds + ("pairs",) * rounds * (size == "small"):
+            for what, value in run(linker, SIZES[size], way).items():
+                took[linker, what, size, way].append(value)
+    median = {key: statistics.median(values) for key, values in took.items()}
+
+    sizes = [f"{size} ({functions})" for size, functions in SIZES.items()]
     for linker in LINKERS:
-        table = Table("", *WAYS, "both − bare", "both − imported", title=linker)
-        for size, functions in SIZES.items():
-            took: dict[str, dict[str, list[float]]] = {}
-            for _ in range(rounds):
-                for way in WAYS:
-                    for what, value in run(linker, functions, way).items():
-                        into = took if "load" in what.split() else calls
-                        into.setdefault(what, {}).setdefault(way, []).append(value)
-            for what, ways in took.items():
-                load = {way: statistics.median(times) for way, times in ways.items()}
-                cells = [f"{load[way]:,.0f} µs ×{load[way] / load['bare']:.3f}" for way in WAYS]
-                for base in "bare", "imported":
-                    cells.append(f"{load['both'] - load[base]:+,.0f} µs")
-                table.add_row(f"{what}, {size} ({functions})", *cells)
+        table = Table(linker, *sizes)
+        for what in "load", "compile and load":
+            table.add_row(f"[bold]{what}")
+            for base, way in (*(("bare", way) for way in WAYS), ("imported", "both")):
+                cells = []
+                for size in SIZES:
+                    without, value = (median[linker, what, size, one] for one in (base, way))
+                    more = f"{value - without:+,.0f} µs ×{value / without:.3f}"
+                    cells.append(f"{value:,.0f} µs" if way == base else more)
+                table.add_row(way if base == "bare" else f"{way} over {base}", *cells)
+            table.add_section()
         console.print(table)
-    table = Table("small (1)", "load", "compile and load", title="both − imported, in pairs")
+
+    table = Table("small (1)", "load", "compile and load", title="both over imported, in pairs")
     for linker in LINKERS:
-        figures = run(linker, 1, "pairs")
-        table.add_row(
-            linker,
-            f"{figures['load']:+,.0f} µs",
-            f"{figures['compile and load']:+,.0f} µs ×{figures['ratio']:.3f}",
+        load, compiling, ratio = (
+            median[linker, what, "small", "pairs"] for what in ("load", "compile and load", "ratio")
         )
+        table.add_row(linker, f"{load:+,.0f} µs", f"{compiling:+,.0f} µs ×{ratio:.3f}")
     console.print(table)
+
     table = Table("call that loads nothing", *WAYS, title="attached, with nothing to say")
-    for what, ways in calls.items():
-        table.add_row(what, *(f"{statistics.median(ways[way]):.2f} µs" for way in WAYS))
+    for what in CALLS:
+        cells = [f"{median['mcjit', what, 'small', way]:.2f} µs" for way in WAYS]
+        table.add_row(what, *cells)
     console.print(table)
 
 
