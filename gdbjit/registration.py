@@ -72,14 +72,18 @@ class Registration:
         self.unregister()
 
 
-def register(symfile: bytes, descriptor: Descriptor | None = None) -> Registration:
+def register(
+    symfile: bytes, descriptor: Descriptor | None = None, *, trusted: bool = False
+) -> Registration:
     """Make an ELF image of loaded code known to the debuggers of this process.
 
     `symfile` is copied. Its sections with SHF_ALLOC have their load addresses in sh_addr.
     `descriptor` is one of this process; without it the first in load order is taken, as lldb looks
     at no other, or one of our own where the process has none.
 
-    Raises GDBJITError if `symfile` is not an ELF image of this machine with its tables inside.
+    Raises GDBJITError if `symfile` is not an ELF image of this machine with its tables inside. To
+    find out takes as long as all the rest: `trusted` leaves it out, for an image that a compiler or
+    a linker of this process has just made or read.
     """
     image = bytes(symfile)
     if descriptor is None:
@@ -89,7 +93,8 @@ def register(symfile: bytes, descriptor: Descriptor | None = None) -> Registrati
             f"the descriptor is one of {descriptor._memory.who}, which can only be read: "
             "take one of descriptors()"
         )
-    check(image, descriptor.register_code)
+    if not trusted:
+        check(image, descriptor.register_code)
     with locks.of_engine(descriptor.address), locks.edits:
         _pin(descriptor.library)
         head = CodeDescriptor.from_address(descriptor.address)

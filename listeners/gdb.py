@@ -27,7 +27,9 @@ class GDBRegistration(JITEventListener):
         if descriptor is None:
             descriptor = self._descriptor = _descriptor(exported=self._all)
         if obj.registered_in is None or obj.registered_in.address != descriptor.address:
-            self._registrations[obj.key] = gdbjit.register(obj.debug_object(), descriptor)
+            # An engine has linked it: LLVM gives debuggers such objects as they are, too.
+            image = obj.debug_object()
+            self._registrations[obj.key] = gdbjit.register(image, descriptor, trusted=True)
 
     def notify_freeing_object(self, obj: LoadedObject) -> None:
         registration = self._registrations.pop(obj.key, None)

@@ -119,6 +119,13 @@ def test_what_is_wrong_is_said(image: bytes, problem: str) -> None:
     assert descriptor.entries() == before
 
 
+def test_a_trusted_image_is_not_looked_into() -> None:
+    descriptor = gdbjit.own_descriptor()
+    with gdbjit.register(b"anything", descriptor, trusted=True) as registration:
+        (entry,) = (one for one in descriptor.entries() if one.address == registration.entry)
+        assert entry.symfile == b"anything"
+
+
 def test_every_cut_of_an_object_is_refused() -> None:
     end = HEADER.shoff + HEADER.shnum * FORM.section.size
     assert end == len(OBJECT)

@@ -129,10 +129,10 @@ class Objects:
             loaded.engine.objects[key] = loaded
         if loaded.engine is None or not loaded.engine.made_here:
             self.strays.add(key)
-        if executable:
-            self._do(partial(self._tell_loaded, [key], self._sinks))
-        else:
+        if not executable:
             self.waiting.append(key)
+        elif self._sinks:
+            self._do(partial(self._tell_loaded, [key], self._sinks))
 
     def announce_executable(self, engine: Engine | None) -> None:
         """Announce what `engine` has made executable, which it has loaded before.
