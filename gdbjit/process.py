@@ -172,7 +172,8 @@ class Memory:
         """What is mapped, by address."""
         try:
             with open(f"{self.proc}/maps", "rb") as file:  # noqa: PTH123 (pathlib is slower)
-                lines = file.read().splitlines()
+                # Of what ends a line elsewhere, the kernel escapes the newline alone in names.
+                lines = file.read().split(b"\n")[:-1]
         except OSError as error:
             raise self._error("cannot read its mappings", error) from error
         return [_mapping(os.fsdecode(line)) for line in lines]

@@ -110,6 +110,7 @@ def images() -> Check:
     name, remedy = "images", "set JITDUMPDIR to a writable directory, not mounted noexec"
     try:
         import listeners
+        from perfmap.memory import mappings
 
         # What cannot be done is logged, and the function is named in a map file, until the end.
         logging.getLogger("listeners").addHandler(logging.NullHandler())
@@ -120,7 +121,7 @@ def images() -> Check:
             with probe_engine() as engine:
                 listeners.attach(engine, images)
                 engine.get_function_address("jitlisten_doctor")
-                mapped = f" {directory}/" in Path("/proc/self/maps").read_text()
+                mapped = any(mapping.name.startswith(f"{directory}/") for mapping in mappings())
     except Exception as error:  # whatever it is, it is what does not work
         return Check(name, "warning", " ".join(str(error).split()), remedy)
     if images.problems or not mapped:

@@ -24,22 +24,25 @@ import fcntl
 import os
 import resource
 from bisect import insort
-from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, PROT_EXEC, PROT_READ
+from mmap import MAP_ANONYMOUS, PAGESIZE, PROT_EXEC, PROT_READ
 from pathlib import Path
 from struct import Struct
-from typing import NamedTuple
 
 from perfmap.errors import PerfMapError
+from perfmap.memory import (
+    MAP_FIXED,
+    MAP_NORESERVE,
+    MAP_POPULATE,
+    PROT_NONE,
+    Mapping,
+    map_free,
+    map_private,
+    mappings,
+)
 
 __all__ = ["Annex", "Headroom", "check_code", "cover"]
-
-PROT_NONE = 0
-# asm-generic/mman-common.h, mman.h: the same on x86-64 and AArch64
-MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_FIXED_NOREPLACE = 0x10, 0x4000, 0x8000, 0x100000
-FAILED = ctypes.c_void_p(-1).value
 
 # PROCMAP_QUERY of linux/fs.h, since Linux 6.11: size, flags, address; start, end, flags, page size,
 # offset, inode, device; the rest is not asked for.
@@ -51,41 +54,8 @@ REACH = (1 << 31) - PAGESIZE
 RESERVED_AT_ONCE = 1 << 20
 STACK = 64 << 20  # bytes below a stack that are left to it
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
-
-def _mmap(address: int, size: int, access: int, flags: int, file: int = -1, offset: int = 0) -> int:
-    found = _libc.mmap(address or None, size, access, flags | MAP_PRIVATE, file, offset)
-    if found == FAILED:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    return int(found or 0)
-
-
-class _Mapping(NamedTuple):
-    start: int
-    end: int
-    access: str
-    """Of the letters r, w, x, s, those that apply."""
-    anonymous: bool
-    name: str = ""
-
-
-def _mappings() -> Iterator[_Mapping]:
-    """All mappings of this process, by address."""
-    with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as maps:
-        for line in maps:
-            addresses, access, _, _, inode, *name = line.split(maxsplit=5)
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            path = name[0].rstrip("\n") if name else ""
-            anonymous = inode == "0" and (not path or path.startswith("[anon:"))
-            yield _Mapping(start, end, access.replace("-", "").replace("p", ""), anonymous, path)
-
-
-def _mapping_at(address: int) -> _Mapping | None:
+def _mapping_at(address: int) -> Mapping | None:
     """The mapping that holds `address`."""
     query = bytearray(QUERY.size)
     QUERY.pack_into(query, 0, QUERY.size, 0, address, *bytes(12))
@@ -95,12 +65,12 @@ def _mapping_at(address: int) -> _Mapping | None:
     except OSError as error:
         if error.errno == errno.ENOENT:
             return None
-        return next((m for m in _mappings() if m.start <= address < m.end), None)
+        return next((m for m in mappings() if m.start <= address < m.end), None)
     finally:
         os.close(maps)
     _, _, _, start, end, flags, _, _, inode, major, minor, *_ = QUERY.unpack(query)
     access = "".join(letter for bit, letter in enumerate(VMA_FLAGS) if flags >> bit & 1)
-    return _Mapping(start, end, access, not (inode or major or minor))
+    return Mapping(start, end, access, not (inode or major or minor))
 
 
 # What can be covered
@@ -120,7 +90,7 @@ def check_code(start: int, end: int, mine: bool = False) -> None:
             what = "shared" if "s" in mapping.access else "writable, or not executable"
             raise PerfMapError(f"pages of the code are {what}")
         if not (mapping.anonymous or mine):
-            path = next((m.name for m in _mappings() if m.start <= address < m.end), "")
+            path = next((m.name for m in mappings() if m.start <= address < m.end), "")
             raise PerfMapError(
                 f"pages of the code are mapped from a file in {str(Path(path).parent)!r} already:"
                 " by another CodeImages (one is enough), or by the engine itself"
@@ -165,7 +135,7 @@ def cover(start: int, pages: bytes, file: int, offset: int) -> None:
         raise PerfMapError("the code changes while it is copied")
     flags = MAP_FIXED | MAP_POPULATE
     try:
-        _mmap(start, len(pages), PROT_READ | PROT_EXEC, flags, file, offset)
+        map_private(start, len(pages), PROT_READ | PROT_EXEC, flags, file, offset)
     except OSError as error:
         raise PerfMapError(f"the file cannot be mapped over code: {error.strerror}") from error
 
@@ -199,13 +169,7 @@ class Annex:
         raise PerfMapError("no room for frames in the 2 GiB above the code")
 
     def _reserve(self, address: int, size: int) -> bool:
-        flags = MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE
-        try:
-            found = _mmap(address, size, PROT_NONE, flags)
-        except OSError:  # another thread was faster, or a limit is reached
-            return False
-        if found != address:  # before Linux 4.17 the address is a hint
-            _libc.munmap(found, size)
+        if not map_free(address, size, PROT_NONE, MAP_NORESERVE):
             return False
         insort(self._free, (address, size))
         return True
@@ -213,14 +177,14 @@ class Annex:
     def fill(self, address: int, size: int, file: int, offset: int) -> None:
         """Map `file` from `offset` on at `address`, which was taken. Raises PerfMapError."""
         try:
-            _mmap(address, size, PROT_READ | PROT_EXEC, MAP_FIXED, file, offset)
+            map_private(address, size, PROT_READ | PROT_EXEC, MAP_FIXED, file, offset)
         except OSError as error:
             raise PerfMapError(f"the file cannot be mapped: {error.strerror}") from error
 
     def give_back(self, address: int, size: int) -> None:
         """What was taken is free again."""
         with suppress(OSError):  # at the limit of mappings; then the file stays, until next time
-            _mmap(address, size, PROT_NONE, MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED)
+            map_private(address, size, PROT_NONE, MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED)
         insort(self._free, (address, size))
         joined: list[tuple[int, int]] = []
         for start, free in self._free:
@@ -236,7 +200,7 @@ def _gaps(size: int, low: int, high: int) -> list[int]:
     stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
     below_stack = high if stack == resource.RLIM_INFINITY else max(stack, STACK)
     found = []
-    for mapping, above in pairwise(_mappings()):
+    for mapping, above in pairwise(mappings()):
         start, end = max(low, mapping.end), min(high, above.start)
         if above.name == "[stack]":
             end -= below_stack

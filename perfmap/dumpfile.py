@@ -7,16 +7,16 @@ own: like LLVM's, Java's and V8's, `.debug/jit/NAME-DATE.UNIQUE` in $JITDUMPDIR 
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import stat
 import tempfile
 import time
 from contextlib import suppress
+from mmap import PAGESIZE, PROT_EXEC, PROT_READ
 from pathlib import Path
 
 from perfmap.errors import PerfMapError
+from perfmap.memory import map_private
 from perfmap.sharedfile import CLOCK_GRAIN, process_start
 
 __all__ = ["DumpFile", "run_directory", "runs_directory"]
@@ -156,21 +156,8 @@ class DumpFile:
 
 
 def _mark(descriptor: int) -> None:
-    """Map the file's first page executable, for as long as the process lives.
-
-    Python's own `mmap` would keep a second descriptor.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [
-        *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int),
-        ctypes.c_long,
-    ]
-    protection = mmap.PROT_READ | mmap.PROT_EXEC
-    place = libc.mmap(None, mmap.PAGESIZE, protection, mmap.MAP_PRIVATE, descriptor, 0)
-    if place == ctypes.c_void_p(-1).value:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    """Map the file's first page executable, for as long as the process lives."""
+    map_private(0, PAGESIZE, PROT_READ | PROT_EXEC, 0, descriptor)
 
 
 def _remove_stale(path: Path) -> None:

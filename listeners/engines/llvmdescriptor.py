@@ -21,6 +21,7 @@ import llvmlite.binding as llvm
 from llvmlite.binding import ffi
 
 import gdbjit
+from perfmap.memory import mappings
 
 from ..errors import JITListenerError
 from ..events import LoadedObject
@@ -118,15 +119,9 @@ def _holds_probe(memory: int, data: bytes) -> bool:
 def _writable_segments(library: Path) -> Iterator[tuple[int, int]]:
     """The writable memory of `library`, the zero-initialised part behind the file's included."""
     end_of_library = 0
-    with Path("/proc/self/maps").open(encoding="utf-8", errors="surrogateescape") as maps:
-        for line in maps:
-            addresses, permissions, _, _, inode, *path = line.split(maxsplit=5)
-            start, end = (int(address, 16) for address in addresses.split("-"))
-            if (path and path[0].rstrip("\n") == str(library)) or (
-                inode == "0" and not path and start == end_of_library
-            ):
-                end_of_library = end
-            else:
-                continue
-            if "w" in permissions:
-                yield start, end
+    for mapping in mappings():
+        behind = mapping.anonymous and mapping.start == end_of_library
+        if mapping.name == str(library) or behind:
+            end_of_library = mapping.end
+            if "w" in mapping.access:
+                yield mapping.start, mapping.end

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
+
+from perfmap.memory import mappings
 
 from ..errors import JITListenerError
 from ..events import EventSink, LoadedObject
@@ -229,10 +230,4 @@ def _is_executable(obj: LoadedObject) -> bool:
 
 def _executable_memory() -> list[tuple[int, int]]:
     """The executable address ranges of this process."""
-    ranges = []
-    for line in Path("/proc/self/maps").read_bytes().splitlines():
-        addresses, permissions, _ = line.split(maxsplit=2)
-        if b"x" in permissions:
-            start, end = addresses.split(b"-")
-            ranges.append((int(start, 16), int(end, 16)))
-    return ranges
+    return [(mapping.start, mapping.end) for mapping in mappings() if "x" in mapping.access]

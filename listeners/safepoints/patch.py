@@ -17,8 +17,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, PROT_EXEC, PROT_READ, PROT_WRITE
-from pathlib import Path
+from mmap import PAGESIZE, PROT_EXEC, PROT_READ, PROT_WRITE
+
+from perfmap.memory import map_free, mappings
 
 from ..engines.order import in_order
 from ..errors import JITListenerError
@@ -56,16 +57,8 @@ _LONGEST = 64
 STUB = b"\xff\x25\x00\x00\x00\x00"  # jmp *(%rip), and the target
 STUB_SIZE = 16
 _REACH = (1 << 31) - (1 << 16)
-MAP_FIXED_NOREPLACE = 0x100000
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    *(ctypes.c_int,) * 3,
-    ctypes.c_int64,
-)
 _libc.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
 
@@ -234,15 +227,14 @@ class _Stubs:
 def _page_near(address: int) -> int:
     """A new page of memory, as near to `address` as there is room."""
     edges = [PAGESIZE * 16]
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        edges += (int(edge, 16) for edge in line.split(maxsplit=1)[0].split("-"))
+    for mapping in mappings():
+        edges += mapping[:2]
     gaps = [g for g in zip(edges[::2], edges[1::2], strict=False) if g[1] - g[0] >= PAGESIZE]
     places = [end - PAGESIZE if end <= address else start for start, end in gaps]
     for place in sorted(places, key=lambda place: abs(place - address)):
         if abs(place - address) >= _REACH:
             break
-        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
-        if _libc.mmap(place, PAGESIZE, PROT_READ | PROT_EXEC, flags, -1, 0) == place:
+        if map_free(place, PAGESIZE, PROT_READ | PROT_EXEC):
             return place
     raise JITListenerError(
         f"no page of memory is free within two gigabytes of the code at {address:#x}: call a"
