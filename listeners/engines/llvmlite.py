@@ -42,7 +42,9 @@ class Engines:
 
     def __init__(self) -> None:
         self._descriptor: LLVMDescriptor | None = None
-        self._problem: JITListenerError | None = None
+        self._searched = False
+        self._problem = "LLVM's list of objects is being looked for"
+        """Why there is no descriptor."""
         self._newest = 0
         """The address of the newest entry of LLVM's list that is known here."""
         self._objects = Objects()
@@ -76,8 +78,7 @@ class Engines:
         """
         with lock:
             if not (self._descriptor or self._search()):
-                assert self._problem
-                raise self._problem
+                raise JITListenerError(self._problem)
             heard = None if engine is None else self._engine(engine, isinstance(engine, llvm.LLJIT))
             if heard is not None:
                 self._settle(heard, engine)
@@ -272,14 +273,14 @@ class Engines:
 
     def _search(self) -> LLVMDescriptor | None:
         """Look for LLVM's list, once, and note what is in it already; None if there is none."""
-        if self._problem is None:
-            self._problem = JITListenerError("LLVM's list of objects is being looked for")
+        if not self._searched:
+            self._searched = True
             try:
                 self._descriptor = find_descriptor()
                 if self._descriptor.visible:
                     gdbjit.share_lock(self._descriptor.visible, lock)
-            except (JITListenerError, gdbjit.GDBJITError, OSError) as error:
-                self._problem = JITListenerError(f"cannot hear llvmlite's engines: {error}")
+            except Exception as error:  # whatever it is, the program's own call goes on
+                self._problem = f"cannot hear llvmlite's engines: {error}"
                 logger.warning("%s", self._problem)
             else:
                 self._look(None, executable=False)
