@@ -1,12 +1,14 @@
 """`jitlisten clean`: removes the files that profiled programs have left for perf.
 
 Code images and jitdumps outlive their program, because perf reads them afterwards; a report made
-after this has no names. A directory of a run goes when all processes have ended whose numbers its
-files have in their names.
+after this has no names. A directory of a run goes when its program, which holds a lock on it, has
+ended. A daemon that has closed all its files has lost the lock: so the processes whose numbers the
+files have in their names are asked, too, whether they have one of them mapped.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -57,7 +59,21 @@ def _clean() -> int:
 
 
 def _is_in_use(directory: Path, names: list[str]) -> bool:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
     if not names:
         return time.time() - directory.stat().st_mtime < MOMENT
     found = [match for name in names if (match := PROCESS.fullmatch(name))]
-    return any(Path(f"/proc/{match[1] or match[2]}").exists() for match in found)
+    return any(_has_mapped(int(match[1] or match[2]), directory) for match in found)
+
+
+def _has_mapped(pid: int, directory: Path) -> bool:
+    try:
+        return os.fsencode(directory) + b"/" in Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:  # it has ended, or is another user's
+        return False

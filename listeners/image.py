@@ -172,7 +172,8 @@ class Linker:
             None if (start := base(section)) is None else start + value
             for _, _, _, section, value, _ in file.symbols
         ]
-        self.values[:1] = [0]  # no symbol: the addend alone
+        if self.values:
+            self.values[0] = 0  # no symbol: the addend alone
 
         self.names = bytearray(file.section_strings + b"\0")
         self.headers = [[0] * 10]

@@ -19,16 +19,12 @@ Source: mmap_region() in mm/vma.c, do_user_addr_fault() in arch/x86/mm/fault.c o
 from __future__ import annotations
 
 import ctypes
-import errno
-import fcntl
-import os
 import resource
 from bisect import insort
 from contextlib import suppress
 from itertools import pairwise
 from mmap import MAP_ANONYMOUS, PAGESIZE, PROT_EXEC, PROT_READ
 from pathlib import Path
-from struct import Struct
 
 from perfmap.errors import PerfMapError
 from perfmap.memory import (
@@ -36,41 +32,17 @@ from perfmap.memory import (
     MAP_NORESERVE,
     MAP_POPULATE,
     PROT_NONE,
-    Mapping,
     map_free,
     map_private,
+    mapping_at,
     mappings,
 )
 
 __all__ = ["Annex", "Headroom", "check_code", "cover"]
 
-# PROCMAP_QUERY of linux/fs.h, since Linux 6.11: size, flags, address; start, end, flags, page size,
-# offset, inode, device; the rest is not asked for.
-QUERY = Struct("<9Q4I2Q")
-PROCMAP_QUERY = 0xC0006611 | QUERY.size << 16
-VMA_FLAGS = "rwxs"  # by bit
-
 REACH = (1 << 31) - PAGESIZE
 RESERVED_AT_ONCE = 1 << 20
 STACK = 64 << 20  # bytes below a stack that are left to it
-
-
-def _mapping_at(address: int) -> Mapping | None:
-    """The mapping that holds `address`."""
-    query = bytearray(QUERY.size)
-    QUERY.pack_into(query, 0, QUERY.size, 0, address, *bytes(12))
-    maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.ioctl(maps, PROCMAP_QUERY, query)
-    except OSError as error:
-        if error.errno == errno.ENOENT:
-            return None
-        return next((m for m in mappings() if m.start <= address < m.end), None)
-    finally:
-        os.close(maps)
-    _, _, _, start, end, flags, _, _, inode, major, minor, *_ = QUERY.unpack(query)
-    access = "".join(letter for bit, letter in enumerate(VMA_FLAGS) if flags >> bit & 1)
-    return Mapping(start, end, access, not (inode or major or minor))
 
 
 # What can be covered
@@ -83,7 +55,7 @@ def check_code(start: int, end: int, mine: bool = False) -> None:
     """
     address = start
     while address < end:
-        mapping = _mapping_at(address)
+        mapping = mapping_at(address)
         if mapping is None:
             raise PerfMapError("pages of the code are not mapped")
         if mapping.access != "rx":

@@ -7,6 +7,7 @@ own: like LLVM's, Java's and V8's, `.debug/jit/NAME-DATE.UNIQUE` in $JITDUMPDIR 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import tempfile
@@ -47,12 +48,19 @@ def runs_directory() -> Path:
 def run_directory() -> Path:
     """A new directory of this run, mode 0700, in `runs_directory()`.
 
+    It is locked (flock(2), shared) as long as this process or a forked child of it lives: so that
+    whoever cleans up sees that it is in use, also from where the process has another number.
+
     Raises PerfMapError if it cannot be made.
     """
     parent = runs_directory()
     try:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=time.strftime("jit-listeners-%Y%m%d."), dir=parent))
+        path = Path(tempfile.mkdtemp(prefix=time.strftime("jit-listeners-%Y%m%d."), dir=parent))
+        with suppress(OSError):  # a file system without locks
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return path
     except OSError as error:
         raise PerfMapError(
             f"cannot make a directory for this run: {error}; "

@@ -6,10 +6,13 @@ See mmap(2) and proc_pid_maps(5).
 from __future__ import annotations
 
 import ctypes
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE
 from pathlib import Path
+from struct import Struct
 from typing import NamedTuple
 
 __all__ = [
@@ -20,12 +23,19 @@ __all__ = [
     "Mapping",
     "map_free",
     "map_private",
+    "mapping_at",
     "mappings",
 ]
 
 PROT_NONE = 0
 # asm-generic/mman-common.h, mman.h: the same on x86-64 and AArch64
 MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_FIXED_NOREPLACE = 0x10, 0x4000, 0x8000, 0x100000
+# PROCMAP_QUERY of linux/fs.h, since Linux 6.11: size, flags, address; start, end, flags, page size,
+# offset, inode, device; the rest is not asked for.
+QUERY = Struct("<9Q4I2Q")
+PROCMAP_QUERY = 0xC0006611 | QUERY.size << 16
+VMA_FLAGS = "rwxs"  # by bit
+
 FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,3 +87,21 @@ def mappings() -> Iterator[Mapping]:
         path = name[0].replace("\\012", "\n") if name else ""
         anonymous = inode == "0" and (not path or path.startswith("[anon:"))
         yield Mapping(start, end, access.replace("-", "").replace("p", ""), anonymous, path)
+
+
+def mapping_at(address: int) -> Mapping | None:
+    """The mapping that holds `address`, its name perhaps left out. Raises OSError."""
+    query = bytearray(QUERY.size)
+    QUERY.pack_into(query, 0, QUERY.size, 0, address, *bytes(12))
+    maps = os.open("/proc/self/maps", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(maps, PROCMAP_QUERY, query)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        return next((m for m in mappings() if m.start <= address < m.end), None)
+    finally:
+        os.close(maps)
+    _, _, _, start, end, flags, _, _, inode, major, minor, *_ = QUERY.unpack(query)
+    access = "".join(letter for bit, letter in enumerate(VMA_FLAGS) if flags >> bit & 1)
+    return Mapping(start, end, access, not (inode or major or minor))

@@ -20,7 +20,7 @@ from tools import PROGRAMS, gdb, run, tool
 import listeners
 from listeners.codefile import build_code_file, room_for_frames
 from listeners.objectfile import ObjectFile
-from perfmap import codeimage, read_map
+from perfmap import read_map
 
 PAGE = mmap.PAGESIZE
 
@@ -193,6 +193,19 @@ def test_every_kind_of_object_has_a_file_that_readers_take(name, tmp_path):
     assert "fact" in names(str(path))
 
 
+def test_an_object_without_symbols_has_a_file(tmp_path):
+    whole, bare = tmp_path / "whole.o", tmp_path / "bare.o"
+    whole.write_bytes(emitted("x86-default-dwarf4"))
+    run(tool("objcopy"), "--strip-all", "--remove-section=.eh_frame", str(whole), str(bare))
+    file = ObjectFile(bare.read_bytes())
+    assert not file.symbols
+    addresses = placed(file)
+    start = addresses[next(i for i in addresses if file.sections[i].flags & 4)] & -PAGE
+    path = tmp_path / "image"
+    path.write_bytes(build_code_file([(file, addresses)], start, bytes(PAGE), None).data)
+    assert "warning" not in run(tool("llvm-readelf"), "-hlSsn", str(path))
+
+
 def test_equal_files_have_one_build_id_and_others_another():
     file = ObjectFile(emitted("x86-default-dwarf4"))
     addresses = placed(file)
@@ -346,16 +359,6 @@ steps, longest = program.load(source_ir(), "steps", "longest")
     run(sys.executable, "-c", script)
 
 
-def test_the_kernel_s_query_and_its_text_tell_the_same_of_mappings():
-    pages = Pages(4)
-    pages.protect(5)
-    shared = Pages(1, mmap.MAP_SHARED)
-    for address in (pages.start, pages.start + PAGE, shared.start, id(shared)):
-        (told,) = (m for m in codeimage._mappings() if m.start <= address < m.end)
-        assert codeimage._mapping_at(address)[:3] == told[:3]
-    assert codeimage._mapping_at(PAGE) is None
-
-
 def test_doctor_tells_whether_images_can_be_mapped(tmp_path):
     script = f'mount -t tmpfs -o noexec none {tmp_path} && exec "$@"'
     doctor = (sys.executable, "-m", "jitlisten", "doctor", "--json")
@@ -421,6 +424,23 @@ subprocess.run({[*command, "clean"]!r}, check=True)
     assert "1 removed" in run(*command, "clean", env=environment)
     assert not directory.exists()
     assert "0 removed" in run(*command, "clean", env=environment)
+
+
+def test_a_daemon_that_has_closed_all_files_keeps_its_directory(tmp_path):
+    environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
+    command = (sys.executable, "-m", "jitlisten")
+    source = f"""
+import os, subprocess, sys
+sys.path[:0] = {[str(PROGRAMS)]!r}
+from jit import Program, initialize, source_ir
+initialize()
+program = Program("mcjit")
+program.load(source_ir(), "steps")
+os.closerange(3, 1000)
+subprocess.run({[*command, "clean"]!r}, check=True)
+"""
+    said = run(*command, "run", "--images", sys.executable, "-c", source, env=environment)
+    assert "0 removed" in said
 
 
 @pytest.mark.tools

@@ -12,7 +12,7 @@ import pytest
 from tools import run
 
 from gdbjit.process import Memory
-from perfmap.memory import map_free, mappings
+from perfmap.memory import map_free, mapping_at, mappings
 
 # The kernel escapes the newline alone in names.
 NAMES = [b"a b", b"a\rb", b"a\nb", b"a\x1cb", b"\xc2\x85", b"\xff", b" a "]
@@ -55,6 +55,18 @@ assert engine.get_function_address("answer")
 assert not images.problems, images.problems
 """
     run(sys.executable, "-c", script, str(tmp_path), *(name.hex() for name in NAMES))
+
+
+def test_the_kernel_s_query_and_its_text_tell_the_same() -> None:
+    with mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_SHARED) as shared:
+        addresses = [ctypes.addressof(ctypes.c_char.from_buffer(shared)), id(shared)]
+        addresses += [one.start for one in mappings() if one.name.startswith("/")]
+        for address in addresses:
+            (told,) = (one for one in mappings() if one.start <= address < one.end)
+            asked = mapping_at(address)
+            assert asked
+            assert asked[:4] == told[:4]
+    assert mapping_at(mmap.PAGESIZE) is None
 
 
 def test_a_place_that_is_taken_is_not_given() -> None:

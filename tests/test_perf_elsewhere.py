@@ -67,6 +67,25 @@ def test_every_way_names_code_of_a_container_while_it_runs(way: str, tmp_path: P
         assert process.returncode == 0
 
 
+@pytest.mark.parametrize("way", ["images", "jitdump"])
+def test_clean_keeps_what_a_program_of_another_container_uses(way: str, tmp_path: Path) -> None:
+    clean = (sys.executable, "-m", "jitlisten", "clean")
+    environment = {**os.environ, "JITDUMPDIR": str(tmp_path), "PYTHONPATH": PATH}
+    with subprocess.Popen(
+        (tool("unshare"), "--pid", "--mount-proc", "--fork", *PROFILED, way, "mcjit", "loop"),
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "pid 1\n"
+        process.stdout.readline()
+        assert "0 removed" in run(*clean, env=environment)
+        process.communicate()
+    assert "1 removed" in run(*clean, env=environment)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_root_s_perf_names_code_of_another_user(way: str, tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
