@@ -11,9 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from listeners.errors import JITListenerError
-
-from .outside import Target, carry_out, chosen_target, target_parser
+from .outside import Registered, Target, carry_out, chosen_target, complain, target_parser
 
 __all__ = ["main"]
 
@@ -32,23 +30,24 @@ def main(arguments: list[str]) -> int:
 
 
 def _dump(target: Target, directory: Path) -> int:
-    failed = 0
-    for found in target.registered():
-        try:
-            image, functions = found.obj.image(), found.obj.functions
-            name = NOT_IN_NAMES.sub("_", found.obj.name)[:80]
-        except JITListenerError as error:
-            problem = f"the object of the entry at {found.entry:#x}: {error}"
-            print(f"jitlisten dump: {target}: {problem}", file=sys.stderr)
-            failed += 1
-            continue
+    def write(found: Registered) -> None:
+        image, functions = found.obj.image(), found.obj.functions
+        name = NOT_IN_NAMES.sub("_", found.obj.name)[:80]
         address = functions[0].address if functions else found.entry
         path = directory / f"{name}-{address:x}.elf"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             path.write_bytes(image)
         except OSError as error:
-            print(f"jitlisten dump: {str(path)!r}: {error.strerror}", file=sys.stderr)
-            return 1
+            raise _CannotWriteError(f"{str(path)!r}: {error.strerror}") from error
         sys.stdout.buffer.write(os.fsencode(path) + b"\n")  # a path is any bytes
-    return 1 if failed else 0
+
+    try:
+        _, problems = target.look(write)
+    except _CannotWriteError as error:
+        problems = [str(error)]
+    return complain("dump", problems)
+
+
+class _CannotWriteError(Exception):
+    """There is no use in going on."""

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 
 from perfmap import write_map
 
-from .outside import Target, carry_out, process_number
+from .outside import Target, carry_out, complain, process_number
 
 __all__ = ["main"]
 
@@ -25,8 +25,10 @@ def main(arguments: list[str]) -> int:
 
 def _map(pid: int) -> int:
     # The file is only touched when all objects have been read.
-    registered = Target(pid, None).registered()
-    functions = [function for found in registered for function in found.obj.functions]
+    read, problems = Target(pid, None).look(lambda found: found.obj.functions)
+    if problems:
+        return complain("map", problems)
+    functions = [function for found in read for function in found]
     path = write_map(pid, [(f.address, f.size, f.demangled) for f in functions])
     print(f"{len(functions)} functions in {path}")
     return 0

@@ -12,9 +12,10 @@ import os
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import gdbjit
 from listeners.errors import JITListenerError
@@ -28,9 +29,12 @@ __all__ = [
     "Target",
     "carry_out",
     "chosen_target",
+    "complain",
     "process_number",
     "target_parser",
 ]
+
+T = TypeVar("T")
 
 
 class NothingLoaded(gdbjit.GDBJITError):
@@ -85,6 +89,26 @@ class Target:
             engines = ", ".join(Path(descriptor.library).name for descriptor in descriptors)
             raise NothingLoaded(f"{self}: no JIT'd code now: {engines} has no object")
 
+    def look(self, into: Callable[[Registered], T]) -> tuple[list[T], list[str]]:
+        """What `into` makes of each object; and why some cannot be read, of which it raised
+        JITListenerError.
+
+        Raises GDBJITError as `registered` does, if there is nothing to say of any object.
+        """
+        found: list[T] = []
+        problems: list[str] = []
+        try:
+            for registered in self.registered():
+                try:
+                    found.append(into(registered))
+                except JITListenerError as error:
+                    problems.append(f"the object of the entry at {registered.entry:#x}: {error}")
+        except gdbjit.GDBJITError as error:
+            if not (found or problems):
+                raise
+            problems.append(str(error))
+        return found, [f"{self}: {problem}" for problem in problems]
+
 
 def target_parser(command: str, description: str) -> ArgumentParser:
     """A command line with a target; `chosen_target` tells which."""
@@ -110,6 +134,15 @@ def chosen_target(parser: ArgumentParser, pid: int | None, core: str | None) -> 
     if (pid is None) == (core is None):
         parser.error("give the number of a process, or --core FILE")
     return Target(pid, core)
+
+
+def complain(command: str, problems: Iterable[str]) -> int:
+    """Say what could not be read; gives the exit status."""
+    status = 0
+    for problem in problems:
+        print(f"jitlisten {command}: {problem}", file=sys.stderr)
+        status = 1
+    return status
 
 
 def carry_out(command: str, work: Callable[[], int]) -> int:

@@ -39,7 +39,7 @@ from listeners.safepoints.stackmap import Location
 from listeners.safepoints.statepoint import Slot
 from listeners.safepoints.tables import ObjectTables
 
-from .outside import Target, carry_out
+from .outside import Registered, Target, carry_out, complain
 
 __all__ = ["RecordingObject", "main", "show"]
 
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.what.isascii() and options.what.isdecimal() and not Path(options.what).exists():
         target = Target(int(options.what), None)
-        return carry_out("stackmap", lambda: show(_from_process(target), as_json=options.json))
+        return carry_out("stackmap", lambda: _show_process(target, options.json))
     return carry_out("stackmap", lambda: show(_from_file(options.what), as_json=options.json))
 
 
@@ -89,13 +89,14 @@ def _from_file(path: str) -> list[RecordingObject]:
         raise JITListenerError(f"{path}: {error.strerror}") from error
 
 
-def _from_process(target: Target) -> Iterable[RecordingObject]:
-    for found in target.registered():
-        try:
-            addresses = {section.index: section.address for section in found.obj.sections}
-            yield RecordingObject(found.obj.name, found.obj.elf, addresses)
-        except JITListenerError as error:
-            raise JITListenerError(f"{target}: the object at {found.entry:#x}: {error}") from error
+def _show_process(target: Target, as_json: bool) -> int:
+    def recording(found: Registered) -> RecordingObject:
+        addresses = {section.index: section.address for section in found.obj.sections}
+        return RecordingObject(found.obj.name, found.obj.elf, addresses)
+
+    objects, problems = target.look(recording)
+    status = show(objects, as_json=as_json)
+    return complain("stackmap", problems) or status
 
 
 def show(objects: Iterable[RecordingObject], *, as_json: bool) -> int:

@@ -18,7 +18,7 @@ import gdbjit
 from listeners.errors import JITListenerError
 from listeners.events import Function, LoadedObject
 
-from .outside import Target, carry_out, chosen_target, process_number
+from .outside import Target, carry_out, chosen_target, complain, process_number
 from .printable import printable
 
 __all__ = ["main"]
@@ -73,7 +73,7 @@ def _symbolize(target: Target, addresses: list[tuple[str, int]]) -> int:
         for line in sys.stdin or ():  # it may be closed
             sys.stdout.write(ADDRESS.sub(code.explained, line))
             sys.stdout.flush()
-    return 0
+    return complain("symbolize", code.problems)
 
 
 class _Code:
@@ -84,10 +84,9 @@ class _Code:
         self._read()
 
     def _read(self) -> None:
+        read, self.problems = self._target.look(lambda found: (found.obj, found.obj.functions))
         found = [
-            (function.address, function, entry.obj)
-            for entry in self._target.registered()
-            for function in entry.obj.functions
+            (function.address, function, obj) for obj, functions in read for function in functions
         ]
         self._functions = sorted(found, key=lambda each: each[0])
         self._when = time.monotonic()
@@ -107,7 +106,7 @@ class _Code:
         if self._find(address) is None and time.monotonic() - self._when > PAUSE:
             try:
                 self._read()
-            except (gdbjit.GDBJITError, JITListenerError):
+            except gdbjit.GDBJITError:
                 self._when = float("inf")  # it has ended: what is known of it stays so
         place = self.place(address)
         return f"{match[0]} ({place})" if place else match[0]

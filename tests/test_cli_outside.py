@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from tools import JITLISTEN, run
 import jitlisten
 
 pytestmark = pytest.mark.tools
+
+ANSWER = "define i64 @answer() { ret i64 42 }"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +94,61 @@ def test_errors_stay_out_of_the_output_where_stderr_is_closed() -> None:
 def test_a_closed_stdout_is_no_error(tiny: int, option: str) -> None:
     arguments = option.format(tiny).split()
     assert run("sh", "-c", 'exec "$@" 2>&1 >&-', "sh", *JITLISTEN, *arguments) == ""
+
+
+@pytest.fixture
+def one_of_three_malformed() -> Iterator[int]:
+    """The number of a process with three objects, of which the second is no ELF file."""
+    script = f"""
+import llvmlite.binding as llvm
+llvm.initialize_native_target(); llvm.initialize_native_asmprinter()
+def load():
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly({ANSWER!r}), machine)
+    engine.finalize_object()
+    return engine
+kept = load(), gdbjit.register(b"no object", trusted=True), load()
+say("ready"); wait()
+"""
+    with target(script) as process:
+        assert line(process) == "ready"
+        yield process.pid
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern", "count"),
+    [
+        (["list", "{pid}"], r" answer\n", 2),
+        (["symbolize", "{pid}", "{0}", "{1}"], r" answer\+0x1\n", 2),
+        (["stackmap", "{pid}", "--json"], '"name": "answer"', 2),
+        (["dump", "{pid}", "-o", "{directory}"], r"answer-[0-9a-f]+\.elf\n", 2),
+    ],
+)
+def test_what_can_be_read_is_shown_and_what_cannot_is_said(
+    arguments: list[str],
+    pattern: str,
+    count: int,
+    one_of_three_malformed: int,
+    tmp_path: Path,
+) -> None:
+    pid = one_of_three_malformed
+    addresses = [
+        hex(function["address"] + 1)
+        for found in json.loads(command("list", "--json", pid, status=1)[0])["objects"]
+        for function in found["functions"]
+    ]
+    words = [word.format(*addresses, pid=pid, directory=tmp_path) for word in arguments]
+    out, err = command(*words, status=1)
+    assert len(re.findall(pattern, out)) == count, out
+    assert err.startswith(f"jitlisten {arguments[0]}: process {pid}: ")
+    assert err.count("\n") == 1
+
+
+def test_no_map_is_written_where_an_object_cannot_be_read(one_of_three_malformed: int) -> None:
+    pid = one_of_three_malformed
+    said = refused("map", pid)
+    assert f"process {pid}: the object of the entry at 0x" in said
+    assert not Path(f"/tmp/perf-{pid}.map").exists()
 
 
 # What cannot be looked at
