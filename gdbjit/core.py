@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import elf
 from .errors import GDBJITError
-from .process import MAX_READ, Mapping, Memory
+from .process import MAX_READ, PAGE, Mapping, Memory
 
 ET_CORE, PT_NOTE, PN_XNUM = 4, 4, 0xFFFF
 NT_AUXV, NT_FILE = 6, 0x46494C45  # <elf.h>
@@ -98,16 +98,34 @@ class Core(Memory):
         return found
 
     def mappings(self) -> list[Mapping]:
-        """What was mapped, by address: segments with what file they are of."""
+        """What was mapped, by address: segments with what file they are of, and files that gdb has
+        left out."""
         found = []
         for start, _, segment in self._loads:
-            letters = zip("rwx", (elf.PF_R, elf.PF_W, elf.PF_X), strict=True)
-            permissions = "".join(c if segment.flags & bit else "-" for c, bit in letters) + "p"
             file = self._file_at(start)
             offset, path = (file[2] + start - file[0], file[3]) if file else (0, "")
             end = start + segment.memsz
-            found.append(Mapping(start, end, permissions, offset, "", bool(file), path))
-        return found
+            found.append(Mapping(start, end, _permissions(segment), offset, "", bool(file), path))
+        starts = {mapping.start for mapping in found}
+        for start, end, offset, path in self._files:
+            if start not in starts:
+                permissions = self._permissions_of(path, offset)
+                found.append(Mapping(start, end, permissions, offset, "", True, path))
+        return sorted(found)
+
+    def _permissions_of(self, path: str, offset: int) -> str:
+        """Those with which the dynamic linker maps the file at `offset`; it is read otherwise."""
+        try:
+            descriptor = self._open_file(path)
+            header, form = elf.read_header(self._pread(descriptor, 64, 0))
+            size = header.phnum * form.segment.size
+            for segment in form.segments(self._pread(descriptor, size, header.phoff)):
+                start, end = segment.offset & -PAGE, segment.offset + segment.filesz
+                if segment.type == elf.PT_LOAD and start <= offset < end:
+                    return _permissions(segment)
+        except (GDBJITError, struct.error):  # it is no ELF file, or not there any more
+            pass
+        return "r--p"
 
     def auxv(self, _form: elf.Format) -> dict[int, int]:
         return self._auxv
@@ -173,6 +191,11 @@ class Core(Memory):
 
     def _error(self, problem: str, error: OSError | None = None) -> GDBJITError:
         return GDBJITError(f"{self.who}: {problem}{f': {error.strerror}' if error else ''}")
+
+
+def _permissions(segment: elf.Segment) -> str:
+    letters = zip("rwx", (elf.PF_R, elf.PF_W, elf.PF_X), strict=True)
+    return "".join(letter if segment.flags & bit else "-" for letter, bit in letters) + "p"
 
 
 def _notes(data: bytes, form: elf.Format) -> Iterator[tuple[int, bytes]]:

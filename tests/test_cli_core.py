@@ -11,6 +11,7 @@ from random import Random
 
 import pytest
 from outside import command, functions, listed, refused
+from targets import line, target
 from tools import gdb, run, tool
 
 import gdbjit
@@ -44,6 +45,26 @@ def test_a_core_of_gdb_with_little_in_it_is_read_too(tiny: int, tmp_path: Path) 
     Path(f"/proc/{tiny}/coredump_filter").write_text("0x1")
     gdb("set use-coredump-filter on", f"gcore {core}", pid=tiny)
     assert listed("--core", core) == listed(tiny)
+
+
+def test_code_of_libraries_need_not_be_in_a_core(tmp_path: Path) -> None:
+    """gdb leaves out what is mapped from files, if no debugger has changed it: not even a hole."""
+    script = """
+import llvmlite.binding as llvm, time
+llvm.initialize_native_target(); llvm.initialize_native_asmprinter()
+machine = llvm.Target.from_default_triple().create_target_machine()
+engine = llvm.create_mcjit_compiler(llvm.parse_assembly("define void @f() { ret void }"), machine)
+engine.finalize_object()
+say("ready")
+time.sleep(60)
+"""
+    core = tmp_path / "core"
+    with target(script) as process:
+        assert line(process) == "ready"
+        run(tool("gcore"), "-o", str(core), str(process.pid), status=None)
+        assert listed("--core", f"{core}.{process.pid}") == listed(process.pid)
+    segments = run(tool("readelf"), "--segments", "--wide", f"{core}.{process.pid}")
+    assert not re.findall(r"LOAD .* 0x[0-9a-f]{7,} 0x[0-9a-f]+ R E", segments), "a large one"
 
 
 def test_what_is_no_core_file_is_said_so(tmp_path: Path, crashed: Path) -> None:
