@@ -185,6 +185,8 @@ def descriptors(
 
     Raises GDBJITError if there is no such process, no right to read it, or no such core.
     """
+    if pid is not None and core is not None:
+        raise GDBJITError("descriptors() takes a pid or a core, not both: leave one out")
     own = core is None and (pid is None or pid == os.getpid())
     memory = Core(core) if core is not None else Memory(None if own else pid)
     found = [

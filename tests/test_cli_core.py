@@ -79,6 +79,11 @@ def test_what_is_no_core_file_is_said_so(tmp_path: Path, crashed: Path) -> None:
         assert str(cut) in refused("list", "--core", cut)
 
 
+def test_a_process_and_a_core_at_once_are_refused(crashed: Path) -> None:
+    with pytest.raises(gdbjit.GDBJITError, match="not both"):
+        gdbjit.descriptors(1, core=crashed)
+
+
 def test_a_core_file_that_was_tampered_with_is_read_or_an_error(
     crashed: Path, tmp_path: Path
 ) -> None:

@@ -22,9 +22,9 @@ import gdbjit
 
 from ..errors import JITListenerError
 from ..events import EventSink, LoadedObject
+from ..order import in_order, late
 from ..symfile import registered_object
 from ..timing import engine_call
-from .order import in_order, late
 
 __all__ = ["DescriptorEngine", "engine_of"]
 

@@ -20,8 +20,8 @@ from perfmap.memory import mappings
 from ..errors import JITListenerError
 from ..events import EventSink, LoadedObject
 from ..objectfile import SHF_EXECINSTR
+from ..order import catch_up, late
 from . import jitlink
-from .order import catch_up, late
 from .targets import TargetOptions
 
 __all__ = ["Engine", "Loaded", "Objects"]

@@ -21,10 +21,10 @@ from mmap import PAGESIZE, PROT_EXEC, PROT_READ, PROT_WRITE
 
 from perfmap.memory import map_free, mappings
 
-from ..engines.order import in_order
 from ..errors import JITListenerError
 from ..events import Function, JITEventListener, LoadedObject
 from ..objectfile import EM_X86_64
+from ..order import in_order
 from .relocated import RelocatedObject
 from .safepoint import STACKMAPS, ObjectSafepoints, Safepoint
 

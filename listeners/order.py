@@ -25,7 +25,7 @@ late: list[Callable[[], None]] = []
 @contextmanager
 def in_order() -> Iterator[None]:
     """Nothing else is announced meanwhile."""
-    calls = sys.modules.get(f"{__package__}.calls")
+    calls = sys.modules.get(f"{__package__}.engines.calls")
     with ExitStack() as stack:
         if lock := getattr(calls, "lock", None):  # there once llvmlite is
             stack.enter_context(lock)
