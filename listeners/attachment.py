@@ -35,8 +35,10 @@ def attach(engine: Any | None, *listeners: JITEventListener) -> Attachment:
     its code with debuggers, as wasmtime does with `Config.debug_info`. What such an engine loads
     and frees is announced at `refresh()`, or soon after it happens with `watch()`.
 
-    Raises JITListenerError if `engine` is none of these or is closed, or if this build of LLVM
-    cannot be heard.
+    A listener that is attached twice hears all twice. To tell engines apart attach one to each.
+
+    Raises JITListenerError if `engine` is none of these or is closed, if this build of LLVM cannot
+    be heard, or if one of `listeners` is none.
     """
     source: Source
     if isinstance(engine, gdbjit.Descriptor):
@@ -76,10 +78,7 @@ class Attachment:
 
     def __init__(self, source: Source, *listeners: JITEventListener) -> None:
         for listener in listeners:
-            if not isinstance(listener, JITEventListener):
-                raise JITListenerError(
-                    f"{listener!r} is not a JITEventListener: derive its class from that"
-                )
+            _check_listener(listener)
         self.listeners = listeners
         self._source = source
         self._objects: dict[int, LoadedObject] = {}
@@ -199,6 +198,23 @@ class Attachment:
                 type(error).__name__,
                 error,
                 exc_info=not isinstance(error, JITListenerError | GDBJITError | PerfMapError),
+            )
+
+
+def _check_listener(listener: object) -> None:
+    """Raises JITListenerError if it is none; logs what of it will never be called."""
+    if not isinstance(listener, JITEventListener):
+        what = "a class" if isinstance(listener, type) else "no listener"
+        raise JITListenerError(
+            f"{listener!r} is {what}: give instances of classes derived from JITEventListener,"
+            " one by one"
+        )
+    known = [name for name in vars(JITEventListener) if name.startswith("notify")]
+    for name in dir(type(listener)):
+        if name.startswith("notify") and name not in known:
+            logger.warning(
+                "%s.%s is never called: a listener has %s",
+                *(type(listener).__name__, name, ", ".join(known)),
             )
 
 

@@ -268,9 +268,31 @@ def test_a_closed_engine_is_refused(program):
         listeners.attach(program.engine, Log())
 
 
-def test_what_is_no_listener_is_refused(program):
-    with pytest.raises(listeners.JITListenerError, match="not a JITEventListener"):
-        listeners.attach(program.engine, print)
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (object(), "no listener: give instances"),
+        (listeners.PerfMap, "a class: give instances"),
+        ([listeners.PerfMap()], "no listener: .* one by one"),
+    ],
+)
+def test_what_is_no_listener_is_refused(program, given, what):
+    with pytest.raises(listeners.JITListenerError, match=what):
+        listeners.attach(program.engine, given)
+
+
+def test_a_method_that_is_never_called_is_said(program, caplog):
+    class Mistaken(listeners.JITEventListener):
+        def notify_object_emitted(self, obj):
+            raise AssertionError
+
+    with listeners.attach(program.engine, Mistaken()):
+        pass
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "Mistaken.notify_object_emitted is never called: a listener has notify_object_loaded,"
+        " notify_freeing_object, notify_time_spent"
+    )
 
 
 # MCJIT
