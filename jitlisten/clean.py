@@ -1,9 +1,9 @@
 """`jitlisten clean`: removes the files that profiled programs have left for perf.
 
 Code images and jitdumps outlive their program, because perf reads them afterwards; a report made
-after this has no names. A directory of a run goes when its program, which holds a lock on it, has
-ended. A daemon that has closed all its files has lost the lock: so the processes whose numbers the
-files have in their names are asked, too, whether they have one of them mapped.
+after this has no names. A directory of a run goes when the program and all that it has forked have
+ended: they hold a lock on it. A daemon that has closed all its files has lost the lock, so one of
+which any process has a file mapped stays, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 from argparse import ArgumentParser
+from contextlib import suppress
 from pathlib import Path
 
 from perfmap.dumpfile import runs_directory
@@ -23,8 +24,6 @@ from .outside import carry_out
 
 __all__ = ["main"]
 
-# jit-PID.dump; NAME-PID-UNIQUE.so; jitted-PID-NUMBER.so, which perf inject writes
-PROCESS = re.compile(r"jit-(\d+)\.dump|.*-(\d+)-[^-]*\.so")
 MOMENT = 60  # seconds in which a new directory may still be empty
 
 
@@ -40,12 +39,13 @@ def main(arguments: list[str]) -> int:
 
 def _clean() -> int:
     parent = runs_directory()
+    mapped = _mapped(parent)
     removed = size = failed = 0
     for directory in parent.glob("jit-listeners-*"):
         try:
-            files = list(os.scandir(directory))
-            if _is_in_use(directory, [file.name for file in files]):
+            if directory.name in mapped or _is_locked(directory) or _is_new(directory):
                 continue
+            files = list(os.scandir(directory))
             occupied = sum(file.stat(follow_symlinks=False).st_blocks for file in files) * 512
             shutil.rmtree(directory)
         except OSError as error:
@@ -58,7 +58,17 @@ def _clean() -> int:
     return 1 if failed else 0
 
 
-def _is_in_use(directory: Path, names: list[str]) -> bool:
+def _mapped(parent: Path) -> set[str]:
+    """The directories in `parent` of which a process that we may look into has a file mapped."""
+    found: set[str] = set()
+    pattern = re.compile(re.escape(os.fsencode(parent)) + rb"/([^/\n]+)/")
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):  # it has ended, or is another user's
+            found.update(map(os.fsdecode, pattern.findall(maps.read_bytes())))
+    return found
+
+
+def _is_locked(directory: Path) -> bool:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -66,14 +76,9 @@ def _is_in_use(directory: Path, names: list[str]) -> bool:
         return True
     finally:
         os.close(descriptor)
-    if not names:
-        return time.time() - directory.stat().st_mtime < MOMENT
-    found = [match for name in names if (match := PROCESS.fullmatch(name))]
-    return any(_has_mapped(int(match[1] or match[2]), directory) for match in found)
+    return False
 
 
-def _has_mapped(pid: int, directory: Path) -> bool:
-    try:
-        return os.fsencode(directory) + b"/" in Path(f"/proc/{pid}/maps").read_bytes()
-    except OSError:  # it has ended, or is another user's
-        return False
+def _is_new(directory: Path) -> bool:
+    """Whether it may be about to be locked."""
+    return not any(directory.iterdir()) and time.time() - directory.stat().st_mtime < MOMENT

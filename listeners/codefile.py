@@ -16,11 +16,17 @@ from typing import NamedTuple
 from .demangle import numba_name
 from .ehframe import FDE, frame_header
 from .errors import JITListenerError
-from .image import PF_R, PF_X, PT_GNU_EH_FRAME, PT_LOAD, SEGMENT, Linker
+from .image import Linker
 from .objectfile import (
     ET_EXEC,
     HEADER,
+    PF_R,
+    PF_X,
+    PT_GNU_EH_FRAME,
+    PT_LOAD,
+    PT_NOTE,
     SECTION,
+    SEGMENT,
     SHF_ALLOC,
     SHF_COMPRESSED,
     SHF_EXECINSTR,
@@ -35,7 +41,7 @@ from .objectfile import (
 
 __all__ = ["CodeFile", "build_code_file", "room_for_frames"]
 
-PT_NOTE, NT_GNU_BUILD_ID = 4, 3
+NT_GNU_BUILD_ID = 3
 NOTE_SIZE, BUILD_ID_SIZE = 36, 20  # the longest identification that Linux keeps
 TEXT = 2  # the number of that section
 

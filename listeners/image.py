@@ -24,7 +24,13 @@ from .objectfile import (
     EM_X86_64,
     ET_EXEC,
     HEADER,
+    PF_R,
+    PF_W,
+    PF_X,
+    PT_GNU_EH_FRAME,
+    PT_LOAD,
     SECTION,
+    SEGMENT,
     SHF_ALLOC,
     SHF_EXECINSTR,
     SHF_MERGE,
@@ -46,13 +52,10 @@ from .objectfile import (
     ObjectFile,
 )
 
-__all__ = ["SEGMENT", "Linker", "build_image"]
+__all__ = ["Linker", "build_image"]
 
 PAGE = 4096
 MEMORY_END = (1 << 64) - PAGE
-SEGMENT = Struct("<IIQQQQQQ")
-PT_LOAD, PT_GNU_EH_FRAME = 1, 0x6474E550
-PF_X, PF_W, PF_R = 1, 2, 4
 
 # What a linked section keeps of its flags: not group, order, compression, nor x86-64's "large".
 _LINKED_FLAGS = SHF_WRITE | SHF_ALLOC | SHF_EXECINSTR | SHF_MERGE | SHF_STRINGS | SHF_TLS

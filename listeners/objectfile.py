@@ -23,7 +23,7 @@ from .errors import JITListenerError
 __all__ = ["ObjectFile", "SectionHeader", "Symbol"]
 
 EM_X86_64, EM_AARCH64 = 62, 183
-ET_REL, ET_EXEC = 1, 2
+ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
 
 SHT_NULL, SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA = 0, 1, 2, 3, 4
 SHT_NOTE, SHT_NOBITS, SHT_REL, SHT_CREL = 7, 8, 9, 0x40000014
@@ -32,10 +32,13 @@ SHF_MERGE, SHF_STRINGS, SHF_TLS, SHF_COMPRESSED = 0x10, 0x20, 0x400, 0x800
 
 SHN_UNDEF, SHN_LORESERVE, SHN_ABS, SHN_XINDEX = 0, 0xFF00, 0xFFF1, 0xFFFF
 STT_SECTION = 3
+PT_LOAD, PT_NOTE, PT_GNU_EH_FRAME = 1, 4, 0x6474E550
+PF_X, PF_W, PF_R = 1, 2, 4
 
 HEADER = Struct("<4s5B7xHHIQQQIHHHHHH")
 SECTION = Struct("<IIQQQQIIQQ")
 SYMBOL = Struct("<IBBHQQ")
+SEGMENT = Struct("<IIQQQQQQ")
 # Of the file header: identification, type, machine, section table, flags, size and count of
 # section headers, names' index.
 _BRIEF_HEADER = Struct("<6s10xHH20xQI6xHHH")

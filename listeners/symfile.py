@@ -16,10 +16,13 @@ import gdbjit
 from .errors import JITListenerError
 from .events import LoadedObject
 from .objectfile import (
+    ET_DYN,
     ET_EXEC,
     ET_REL,
     HEADER,
+    PT_LOAD,
     SECTION,
+    SEGMENT,
     SHF_ALLOC,
     SHF_EXECINSTR,
     SHT_REL,
@@ -30,9 +33,6 @@ from .objectfile import (
 
 __all__ = ["read_symfile", "registered_object"]
 
-ET_DYN = 3
-PT_LOAD = 1
-SEGMENT = Struct("<IIQQQQQQ")
 _TYPE = Struct("<H")  # e_type, at 16
 _SEGMENTS = Struct("<Q14xHH")  # e_phoff, at 32; e_phentsize and e_phnum
 

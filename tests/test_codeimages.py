@@ -431,7 +431,7 @@ subprocess.run({[*command, "clean"]!r}, check=True)
     assert "0 removed" in run(*command, "clean", env=environment)
 
 
-def test_a_daemon_that_has_closed_all_files_keeps_its_directory(tmp_path):
+def test_a_daemon_that_has_closed_all_files_keeps_the_directory(tmp_path):
     environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
     command = (sys.executable, "-m", "jitlisten")
     source = f"""
@@ -441,11 +441,17 @@ from jit import Program, initialize, source_ir
 initialize()
 program = Program("mcjit")
 program.load(source_ir(), "steps")
+parent = os.getpid()
+if os.fork():
+    os._exit(0)
 os.closerange(3, 1000)
+while os.getppid() == parent:
+    pass
 subprocess.run({[*command, "clean"]!r}, check=True)
 """
     said = run(*command, "run", "--images", sys.executable, "-c", source, env=environment)
-    assert "0 removed" in said
+    assert "0 removed" in said, said
+    assert "1 removed" in run(*command, "clean", env=environment)
 
 
 @pytest.mark.tools
