@@ -143,14 +143,19 @@ class Attachment:
             return
         self._objects[obj.key] = obj
         call = call_under_way() if watchers else None
+        interrupt = None
         for listener in self.listeners:
             start = monotonic_ns() if call else 0
             try:
                 listener.notify_object_loaded(obj)
             except Exception as error:
                 self._report(listener, "notify_object_loaded", obj, error)
+            except BaseException as error:  # the others are told all the same
+                interrupt = error
             if call:
                 call.note(listener, obj, start)
+        if interrupt is not None:
+            raise interrupt
 
     def freeing(self, obj: LoadedObject) -> None:
         """For the engine: `obj` is about to be freed."""

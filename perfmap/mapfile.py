@@ -157,7 +157,14 @@ class MapFile:
 
     def _open_again(self) -> SharedFile:
         self._close_file()
-        self._file = SharedFile(self.path, process_start() if self._of_this_process else None)
+        try:
+            since = process_start() if self._of_this_process else None
+        except OSError as error:
+            raise PerfMapError(
+                f"cannot use {str(self.path)!r}: cannot read when this process began: "
+                f"{error.strerror}; mount /proc, or raise the limit on open files"
+            ) from error
+        self._file = SharedFile(self.path, since)
         if self._live:
             # After a fork, CPython can have copied the parent's file here, our lines with it
             # (PyUnstable_CopyPerfMapFile, 3.13).

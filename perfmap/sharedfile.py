@@ -210,12 +210,8 @@ class _Holes:
 
 def process_start(pid: int | None = None) -> float:
     """When this process or process `pid` began, in seconds of the clock that stamps files."""
-    fields = (
-        Path(f"/proc/{'self' if pid is None else pid}/stat")
-        .read_bytes()
-        .rpartition(b")")[2]
-        .split()
-    )
+    stat = Path(f"/proc/{'self' if pid is None else pid}/stat")
+    fields = stat.read_bytes().rpartition(b")")[2].split()
     ticks = int(fields[19])  # field 22, starttime, counted from boot: proc_pid_stat(5)
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     return boot + ticks / os.sysconf("SC_CLK_TCK")

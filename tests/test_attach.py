@@ -3,8 +3,10 @@
 import ctypes
 import gc
 import logging
+import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import llvmlite.binding as llvm
 import pytest
@@ -12,6 +14,7 @@ from heard import Int, Log, function
 from jit import Program, target_machine
 
 import listeners
+import perfmap
 
 DATA = """
 @counter = global i64 41
@@ -293,6 +296,20 @@ def test_a_method_that_is_never_called_is_said(program, caplog):
         "Mistaken.notify_object_emitted is never called: a listener has notify_object_loaded,"
         " notify_freeing_object, notify_time_spent"
     )
+
+
+def test_perf_maps_share_their_process_s_file(program):
+    path = f"/tmp/perf-{os.getpid()}.map"
+    attachments = [listeners.attach(program.engine, listeners.PerfMap()) for _ in range(5)]
+    (address,) = program.load(function("in_the_map"), "in_the_map")
+    lines = [entry for entry in perfmap.read_map(path) if entry.name == "in_the_map"]
+    assert [line.address for line in lines] == [address]
+    opened = [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    assert opened.count(path) == 2
+    program.unload()
+    assert not [entry for entry in perfmap.read_map(path) if entry.name == "in_the_map"]
+    for attachment in attachments:
+        attachment.detach()
 
 
 # MCJIT

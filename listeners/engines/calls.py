@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from llvmlite.binding import ffi
 
-__all__ = ["around", "lock", "pointer_of"]
+__all__ = ["around", "complete", "lock", "pointer_of"]
 
 P = ParamSpec("P")
 
@@ -59,3 +59,19 @@ def pointer_of(handle: Any) -> Any:
     known of the thing can be kept in attributes of the pointer.
     """
     return getattr(handle, "_ptr", handle)
+
+
+def complete(call: Callable[..., Any], *arguments: Any) -> tuple[Any, BaseException | None]:
+    """What a call of LLVM's gives, and what interrupted the program as it came back.
+
+    A signal's handler runs, and may raise as Ctrl-C does, when a call that Python makes has ended:
+    what that gave would be lost. Here it is in a list by then.
+    """
+    given: list[Any] = []
+    try:
+        given.extend(map(call, *[(argument,) for argument in arguments]))
+    except BaseException as interrupt:
+        if not given:
+            raise
+        return given[0], interrupt
+    return given[0], None

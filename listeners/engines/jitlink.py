@@ -20,7 +20,7 @@ from llvmlite.binding.orcjit import _LinkElement, _SymbolAddress
 from ..errors import JITListenerError
 from ..objectfile import SHN_UNDEF, ObjectFile
 from .constructors import Constructors, split_constructors
-from .sectionsymbols import add_symbols, forget_symbols, new_symbol
+from .sectionsymbols import add_symbols, forget_symbols, is_ours, new_symbol
 from .targets import TargetOptions
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "defined_symbols",
     "forget_symbols_in",
     "given_elements",
+    "is_ours",
     "materialised",
     "new_symbol",
     "section_addresses",

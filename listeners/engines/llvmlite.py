@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..events import EventSink, LoadedObject
 from ..objectfile import ObjectFile
 from ..timing import call_under_way, engine_call, watchers
 from . import jitlink
-from .calls import around, lock, pointer_of
+from .calls import around, complete, lock, pointer_of
 from .llvmdescriptor import LLVMDescriptor, find_descriptor
 from .objects import Engine, Loaded, Objects
 from .targets import TargetOptions
@@ -48,7 +48,6 @@ class Engines:
         self._newest = 0
         """The address of the newest entry of LLVM's list that is known here."""
         self._objects = Objects()
-        self._unheard = False
 
     def install(self) -> None:
         """Hear of every call that makes an engine, loads code or frees it."""
@@ -143,10 +142,12 @@ class Engines:
     # Calls that load code
 
     def _finalize(self, call: Callable[..., Any], handle: Any) -> None:
-        descriptor = self._descriptor or self._search()
-        call(handle)
-        if descriptor:
-            self._look(self._engine(handle, is_lljit=False))
+        if not self._descriptor:
+            self._search()
+        try:
+            call(handle)
+        finally:
+            self._look_into(handle)
 
     def _address(self, call: Callable[..., Any], handle: Any, name: bytes) -> Any:
         # Mostly this loads nothing: no detours before that is known.
@@ -154,19 +155,37 @@ class Engines:
             with engine_call(f"{self._kind(handle)}: address"):
                 return self._address(call, handle, name)
         descriptor = self._descriptor or self._search()
-        address = call(handle, name)
-        if descriptor and (descriptor.words[2] != self._newest or self._objects.waiting):
-            self._look(self._engine(handle, is_lljit=False), executable=bool(address))
+        address = None
+        try:
+            address = call(handle, name)
+        finally:
+            if descriptor and (descriptor.words[2] != self._newest or self._objects.waiting):
+                self._look_into(handle, executable=bool(address))
         return address
 
     def _add_object_file(self, call: Callable[..., Any], handle: Any, file: Any) -> None:
-        descriptor = self._descriptor or self._search()
-        call(handle, file)
-        if descriptor:
-            self._look(self._engine(handle, is_lljit=False), executable=False)
+        if not self._descriptor:
+            self._search()
+        try:
+            call(handle, file)
+        finally:
+            self._look_into(handle, executable=False)
+
+    def _look_into(self, handle: Any, executable: bool = True) -> None:
+        """See what a call of MCJIT's has loaded, also where Ctrl-C came as LLVM was done with it.
+
+        Of an engine that is closed there is no pointer, and nothing to see.
+        """
+        if self._descriptor and pointer_of(handle):
+            self._look(self._engine(handle, is_lljit=False), executable=executable)
 
     def _link(self, call: Callable[..., Any], handle: Any, name: bytes, *arguments: Any) -> Any:
-        if self._unheard or not (self._descriptor or self._search()):
+        if jitlink.is_ours(name):
+            probe = call(handle, name, *arguments)
+            if probe:
+                probe.is_probe = True
+            return probe
+        if not (self._descriptor or self._search()):
             return call(handle, name, *arguments)
         engine = self._engine(handle, is_lljit=True)
         if engine.uses_jitlink is None and self._objects.heard:
@@ -175,59 +194,81 @@ class Engines:
         if engine.uses_jitlink:
             try:
                 link = jitlink.Link(engine.libraries, name, engine.target, *arguments)
-                arguments = link.arguments
             except Exception:  # whatever we could not prepare, the program's link is made as it is
                 logger.exception("the library %r is linked without being heard of", name)
-        tracker = call(handle, name, *arguments)
-        if tracker:
-            engine.trackers += 1
-            tracker.engine, tracker.library = engine, name
-        if link is not None:
-            for file, addresses in link.finish(bool(tracker)):
-                self._add_jitlinked(engine, name, file, addresses)
-            if tracker:
-                self._add_drawn(engine, handle, link.drawn)
-            if tracker and self._objects.heard:
-                self._report_unheard(engine, link.unheard)
-        else:
-            if tracker and engine.latent and not engine.uses_jitlink:
-                engine.latent[name] = _given_symbols(arguments)
-            looked = self._look(engine, name)
-            whole = len(looked) == arguments[1] and not engine.latent
-            if tracker and not (whole or engine.uses_jitlink):
-                here = [loaded for loaded in looked if loaded.library == name]
-                self._note_latent(engine, name, arguments, here)
+        given = link.arguments if link else arguments
+        tracker, interrupt = complete(call, handle, name, *given)
+        self._note_tracker(tracker, engine, name)
+        try:
+            if link:
+                self._linked_by_jitlink(engine, handle, name, link, bool(tracker))
+            else:
+                self._linked_by_runtimedyld(engine, name, arguments, bool(tracker))
+        except Exception:  # nor does it fail afterwards
+            logger.exception("the library %r is not heard of, or not all of it", name)
+        if interrupt:
+            raise interrupt
         return tracker
+
+    def _linked_by_jitlink(
+        self, engine: Engine, handle: Any, name: bytes, link: jitlink.Link, succeeded: bool
+    ) -> None:
+        self._add(
+            _jitlinked(engine, name, file, addresses) for file, addresses in link.finish(succeeded)
+        )
+        if succeeded:
+            self._add_drawn(handle, engine, link.drawn)
+            if self._objects.heard:
+                self._report_unheard(engine, link.unheard)
+
+    def _linked_by_runtimedyld(
+        self, engine: Engine, name: bytes, arguments: tuple[Any, ...], succeeded: bool
+    ) -> None:
+        if succeeded and engine.latent:
+            engine.latent[name] = _given_symbols(arguments)
+        looked = self._look(engine, name)
+        if succeeded and (len(looked) != arguments[1] or engine.latent):
+            here = [loaded for loaded in looked if loaded.library == name]
+            self._note_latent(engine, name, arguments, here)
 
     def _look_up(
         self, call: Callable[..., Any], handle: Any, library: bytes, symbol: bytes, *arguments: Any
     ) -> Any:
-        heard = not self._unheard and (self._descriptor or self._search())
-        tracker = call(handle, library, symbol, *arguments)
-        if not heard:
-            return tracker
+        if not (self._descriptor or self._search()):
+            return call(handle, library, symbol, *arguments)
         engine = self._engine(handle, is_lljit=True)
+        tracker, interrupt = complete(call, handle, library, symbol, *arguments)
+        self._note_tracker(tracker, engine, library)
         if tracker:
-            engine.trackers += 1
-            tracker.engine, tracker.library = engine, library
             drawn = jitlink.materialised(engine.libraries, [(library, symbol)])
-            self._add_drawn(engine, handle, drawn)
+            self._add_drawn(handle, engine, drawn)
         elif engine.libraries:
             jitlink.forget_symbols_in(arguments[-1])
         self._look(engine, library)
+        if interrupt:
+            raise interrupt
         return tracker
+
+    def _note_tracker(self, tracker: Any, engine: Engine, library: bytes) -> None:
+        if tracker:
+            engine.trackers += 1
+            tracker.engine, tracker.library = engine, library
 
     # Calls that free it
 
     def _dispose_mcjit(self, call: Callable[..., Any], handle: Any) -> None:
         pointer = pointer_of(handle)
+        if not _goes_now(pointer):
+            return
         engine: Engine | None = getattr(pointer, "engine", None)
-        self._free(lambda: list(engine.objects) if engine else [], lambda: call(pointer))
+        self._free(lambda: _keys(engine), lambda: call(pointer), engine)
 
     def _dispose_tracker(self, call: Callable[..., Any], tracker: Any, error: Any) -> Any:
-        if self._unheard:
-            return call(tracker, error)
         pointer = pointer_of(tracker)
+        if not _goes_now(pointer):
+            return False
+        if getattr(pointer, "is_probe", False):
+            return call(pointer, error)
         engine: Engine | None = getattr(pointer, "engine", None)
         name = getattr(pointer, "library", b"")
         whole = False
@@ -238,24 +279,38 @@ class Engines:
             whole = engine.closed and not engine.trackers and engine.made_here
 
         def freed() -> list[int]:
-            objects = engine.objects if engine else {}
-            return [key for key, loaded in objects.items() if whole or loaded.library == name]
+            return [
+                key for key in _keys(engine) if whole or self._objects.loaded[key].library == name
+            ]
 
         if self._objects.busy:  # then llvmlite will not wait for the error
             error = ctypes.byref(ctypes.c_char_p())
-        return self._free(freed, lambda: call(pointer, error))
+        return self._free(freed, lambda: call(pointer, error), engine if whole else None)
 
     def _dispose_lljit(self, call: Callable[..., Any], handle: Any) -> None:
         pointer = pointer_of(handle)
+        if not _goes_now(pointer):
+            return
         engine: Engine | None = getattr(pointer, "engine", None)
-        ends = False
+        ended = None
         if engine:
             engine.closed = True
-            ends = not engine.trackers and bool(engine.made_here or engine.uses_jitlink)
-        self._free(lambda: list(engine.objects) if engine and ends else [], lambda: call(pointer))
+            if not engine.trackers and (engine.made_here or engine.uses_jitlink):
+                ended = engine
+        self._free(lambda: _keys(ended), lambda: call(pointer), ended)
 
-    def _free(self, freed: Callable[[], list[int]], call: Callable[[], Any]) -> Any:
-        return self._objects.free(freed, lambda: self._freed(call()))
+    def _free(
+        self, freed: Callable[[], list[int]], call: Callable[[], Any], ended: Engine | None
+    ) -> Any:
+        """Make a call that frees the objects `freed()`, and ends an engine if one is given."""
+
+        def free() -> Any:
+            result = self._freed(call())
+            if ended:
+                self._objects.end(ended)
+            return result
+
+        return self._objects.free(freed, free)
 
     def _freed(self, result: Any) -> Any:
         """After a call that frees: see what has gone of which that could not be known before."""
@@ -305,7 +360,7 @@ class Engines:
         name = jitlink.new_symbol().decode()
         library = llvm.JITLibraryBuilder().add_ir(f"define void @{name}() {{ ret void }}")
         before = self._descriptor.words[2]
-        with self._not_hearing(), library.export_symbol(name).link(_borrowed(handle), name):
+        with library.export_symbol(name).link(_borrowed(handle), name):
             engine.uses_jitlink = self._descriptor.words[2] == before
 
     def _report_unheard(self, engine: Engine, reasons: Iterable[str]) -> None:
@@ -321,38 +376,45 @@ class Engines:
         assert self._descriptor
         if self._objects.waiting and executable:
             self._objects.announce_executable(engine)
-        if self._descriptor.words[2] == self._newest:
+        newest = self._descriptor.words[2]
+        if newest == self._newest:
             return []
-        entries = self._descriptor.entries(until=self._objects.loaded)
-        self._newest = self._descriptor.words[2]
-        looked = []
-        for entry, address, size in reversed(entries):
+        looked = {}
+        for entry, address, size in reversed(self._descriptor.entries(until=self._objects.loaded)):
             loaded = Loaded(partial(self._descriptor.read, address, size), engine, library)
             if engine is not None and engine.latent:
                 self._correct_library(engine, loaded)
-            self._objects.add(loaded, entry, executable)
-            looked.append(loaded)
-        return looked
+            self._objects.note(entry, loaded)
+            looked[entry] = loaded
+        self._newest = newest
+        if executable:
+            self._objects.announce(list(looked))
+        else:
+            self._objects.waiting += looked
+        return list(looked.values())
 
-    def _add_jitlinked(
-        self, engine: Engine, library: bytes, file: ObjectFile, addresses: dict[int, int]
-    ) -> None:
-        make = partial(LoadedObject, lambda: file, ctypes.string_at, addresses)
-        self._objects.add(Loaded(make, engine, library))
+    def _add(self, found: Iterable[Loaded]) -> None:
+        """Note, and announce, objects that stand in no list."""
+        keys = []
+        for loaded in found:
+            keys.append(self._objects.new_key())
+            self._objects.note(keys[-1], loaded)
+        self._objects.announce(keys)
 
     def _add_drawn(
-        self, engine: Engine, handle: Any, drawn: Iterable[tuple[jitlink.Library, jitlink.Element]]
+        self, handle: Any, engine: Engine, drawn: Iterable[tuple[jitlink.Library, jitlink.Element]]
     ) -> None:
         """Note what a call has brought into memory that an earlier one linked."""
+        found = []
         for library, element in drawn:
             try:
-                with self._not_hearing():
-                    addresses = jitlink.section_addresses(_borrowed(handle), library, element)
+                addresses = jitlink.section_addresses(_borrowed(handle), library, element)
             except RuntimeError as error:
                 logger.warning("an object is loaded without being heard of: %s", error)
                 continue
             element.in_memory = True
-            self._add_jitlinked(engine, library.name, element.file, addresses)
+            found.append(_jitlinked(engine, library.name, element.file, addresses))
+        self._add(found)
 
     def _note_latent(
         self, engine: Engine, library: bytes, arguments: tuple[Any, ...], here: list[Loaded]
@@ -377,20 +439,37 @@ class Engines:
                 loaded.library = library
                 return
 
-    @contextmanager
-    def _not_hearing(self) -> Iterator[None]:
-        """For what we load ourselves, and free before anybody could ask for it."""
-        self._unheard = True
-        try:
-            yield
-        finally:
-            self._unheard = False
+
+def _goes_now(pointer: Any) -> bool:
+    """Whether this is the first call that disposes of the thing.
+
+    llvmlite notes that it is closed only after the call, in which a listener may close it, too.
+    """
+    gone: bool = getattr(pointer, "gone", False)
+    pointer.gone = True
+    return not gone
+
+
+def _keys(engine: Engine | None) -> list[int]:
+    """The objects of an engine."""
+    return list(engine.objects) if engine else []
+
+
+def _jitlinked(
+    engine: Engine, library: bytes, file: ObjectFile, addresses: dict[int, int]
+) -> Loaded:
+    """An object of JITLink's, its section of index i at `addresses[i]`."""
+    make = partial(LoadedObject, lambda: file, ctypes.string_at, addresses)
+    return Loaded(make, engine, library)
 
 
 def _given_symbols(arguments: tuple[Any, ...]) -> set[bytes]:
-    """The symbols that what a link is given defines."""
-    given = jitlink.given_elements(*arguments[:2])
-    return set().union(*(jitlink.defined_symbols(kind, value) for kind, value in given))
+    """The symbols that what a link is given defines, as far as it can be read."""
+    found = set()
+    for kind, value in jitlink.given_elements(*arguments[:2]):
+        with suppress(JITListenerError, RuntimeError):
+            found |= jitlink.defined_symbols(kind, value)
+    return found
 
 
 def _symbols(loaded: Loaded) -> set[bytes]:

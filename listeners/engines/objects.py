@@ -115,25 +115,34 @@ class Objects:
         self._sinks.append((sink, engine))
         self._do(lambda: self._tell_loaded(tuple(self.loaded), [(sink, engine)]))
 
+    def end(self, engine: Engine) -> None:
+        """Who listens to `engine` alone has nothing more to hear."""
+        for sink, heard in tuple(self._sinks):
+            if heard is engine:
+                sink.end()
+
     def unsubscribe(self, sink: EventSink) -> None:
         self._sinks = [(other, engine) for other, engine in self._sinks if other is not sink]
 
     # What comes and goes
 
-    def add(self, loaded: Loaded, key: int | None = None, executable: bool = True) -> None:
-        """Note an object, and announce it if it can run."""
-        if key is None:
-            self._jitlinked += 1
-            key = -self._jitlinked
+    def new_key(self) -> int:
+        """A key for an object of JITLink's."""
+        self._jitlinked += 1
+        return -self._jitlinked
+
+    def note(self, key: int, loaded: Loaded) -> None:
+        """Note an object. It is announced by itself, when all that came with it is noted."""
         self.loaded[key] = loaded
         if loaded.engine is not None:
             loaded.engine.objects[key] = loaded
         if loaded.engine is None or not loaded.engine.made_here:
             self.strays.add(key)
-        if not executable:
-            self.waiting.append(key)
-        elif self._sinks:
-            self._do(partial(self._tell_loaded, [key], self._sinks))
+
+    def announce(self, keys: list[int]) -> None:
+        """Announce objects that can run."""
+        if self._sinks and keys:
+            self._do(partial(self._tell_loaded, keys, self._sinks))
 
     def announce_executable(self, engine: Engine | None) -> None:
         """Announce what `engine` has made executable, which it has loaded before.
@@ -148,7 +157,7 @@ class Objects:
             loaded = self.loaded[key]
             if loaded.engine is engine if loaded.engine else _is_executable(loaded.object()):
                 self.waiting.remove(key)
-                self._do(partial(self._tell_loaded, [key], self._sinks))
+                self.announce([key])
 
     def free(self, freed: Callable[[], list[int]], call: Callable[[], Any]) -> Any:
         """Announce the end of the objects `freed()`, then make the call that frees them.
@@ -188,25 +197,40 @@ class Objects:
     def _tell_loaded(self, keys: Iterable[int], sinks: Sinks) -> None:
         if late:
             catch_up()
+        interrupt = None
         for key in keys:
             loaded = self.loaded.get(key)
             if loaded is None or key in self.waiting:
                 continue
             for sink, engine in tuple(sinks):
                 if engine is None or _is_heard(loaded, engine):
-                    sink.loaded(loaded.object())
+                    try:
+                        sink.loaded(loaded.object())
+                    except BaseException as error:
+                        interrupt = error
+        if interrupt is not None:
+            raise interrupt
 
     def _do(self, task: Callable[[], None]) -> None:
-        """Run `task` now, or when those before it have run."""
+        """Run `task` now, or when those before it have run.
+
+        Whatever interrupts the program, Ctrl-C in a listener, all is done before it goes on.
+        """
         self._tasks.append(task)
         if self.busy:
             return
         self.busy = True
+        interrupt = None
         try:
             while self._tasks:
-                self._tasks.popleft()()
+                try:
+                    self._tasks.popleft()()
+                except BaseException as error:
+                    interrupt = error
         finally:
             self.busy = False
+        if interrupt is not None:
+            raise interrupt
 
 
 def _is_heard(loaded: Loaded, engine: Engine) -> bool:

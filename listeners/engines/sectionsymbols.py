@@ -18,7 +18,7 @@ from struct import Struct
 
 from ..objectfile import SECTION, SYMBOL, ObjectFile
 
-__all__ = ["add_symbols", "forget_symbols", "new_symbol"]
+__all__ = ["add_symbols", "forget_symbols", "is_ours", "new_symbol"]
 
 OFFSET_AND_SIZE = Struct("<QQ")  # sh_offset and sh_size, at 24 of a section header
 GLOBAL_NOTYPE = 0x10  # st_info
@@ -32,6 +32,11 @@ _listed = re.compile(rb"(?:, )?%b\d+" % _prefix)
 def new_symbol() -> bytes:
     """A symbol name that nothing in this process has or will have."""
     return b"%b%d" % (_prefix, next(_numbers))
+
+
+def is_ours(name: bytes) -> bool:
+    """Whether `new_symbol` has made up the name."""
+    return name.startswith(_prefix)
 
 
 def forget_symbols(message: bytes) -> bytes:
