@@ -1,10 +1,13 @@
 """The shadow stack: roots that the code keeps in a list."""
 
 import ctypes
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import llvmlite.binding as llvm
 import pytest
+import tools
 from jit import Program
 from llvmlite import ir
 
@@ -79,6 +82,87 @@ def test_a_collector_rewrites_them(linker):
                     write_word(root, value + 1000)
 
     assert run(linker, move) == sum(range(2000, 2200))
+
+
+DOCUMENTED = """
+import ctypes, sys
+import llvmlite.binding as llvm
+from llvmlite import ir
+from listeners.safepoints import emit, read_word, walk_shadow_stack, write_word
+
+build, collect = sys.argv[1].split("\\n\\n")
+pointer = ir.PointerType()
+module = ir.Module()
+poll = ir.Function(module, ir.FunctionType(ir.VoidType(), []), "poll")
+function = ir.Function(module, ir.FunctionType(pointer, []), "f")
+builder = ir.IRBuilder(function.append_basic_block())
+slot = builder.alloca(pointer)
+exec(build)
+builder.store(builder.inttoptr(ir.IntType(64)(1000), pointer), slot)
+builder.call(poll, [])
+builder.ret(builder.load(slot, typ=pointer))
+
+llvm.initialize_native_target()
+llvm.initialize_native_asmprinter()
+machine = llvm.Target.from_default_triple().create_target_machine()
+parsed = llvm.parse_assembly(str(module))
+engine = llvm.create_mcjit_compiler(parsed, machine)
+moved = (24).__add__
+called = ctypes.CFUNCTYPE(None)(lambda: exec(collect))
+address = ctypes.cast(called, ctypes.c_void_p).value
+engine.add_global_mapping(parsed.get_function("poll"), address)
+engine.finalize_object()
+print(ctypes.CFUNCTYPE(ctypes.c_uint64)(engine.get_function_address("f"))())
+"""
+
+
+def test_what_the_docs_show_runs():
+    """In a process of its own: here, other tests may have loaded what engines have to find."""
+    docs = (Path(__file__).parents[1] / "docs/gc.md").read_text()
+    (block,) = (b for b in docs.split("```") if b.startswith("python") and "shadow_root" in b)
+    block = block.removeprefix("python\n").strip()
+    assert tools.run(sys.executable, "-c", DOCUMENTED, block) == "1024\n"
+
+
+def test_an_exception_takes_the_functions_that_it_passes_off_the_list(program):
+    ctypes.CDLL("libstdc++.so.6", ctypes.RTLD_GLOBAL)
+    module = ir.Module()
+    nothing = ir.FunctionType(ir.VoidType(), [])
+    thrower = ir.Function(module, nothing, "throw")
+    function = ir.Function(module, nothing, "f")
+    emit.set_gc(function, "shadow-stack")
+    builder = ir.IRBuilder(function.append_basic_block())
+    emit.shadow_root(builder, builder.alloca(POINTER))
+    builder.call(thrower, [])
+    builder.ret_void()
+    defined = "\n".join(x for x in str(module).splitlines() if not x.startswith("declare"))
+    text = f"""{defined}
+    @_ZTIi = external constant ptr
+    declare i32 @__gxx_personality_v0(...)
+    declare ptr @__cxa_allocate_exception(i64)
+    declare void @__cxa_throw(ptr, ptr, ptr)
+    declare ptr @__cxa_begin_catch(ptr)
+    declare void @__cxa_end_catch()
+    define void @throw() {{
+      %e = call ptr @__cxa_allocate_exception(i64 4)
+      call void @__cxa_throw(ptr %e, ptr @_ZTIi, ptr null)
+      unreachable
+    }}
+    define ptr @caught() personality ptr @__gxx_personality_v0 {{
+      invoke void @f() to label %done unwind label %pad
+    done:
+      ret ptr inttoptr (i64 1 to ptr)
+    pad:
+      %l = landingpad {{ ptr, i32 }} catch ptr null
+      %e = extractvalue {{ ptr, i32 }} %l, 0
+      %c = call ptr @__cxa_begin_catch(ptr %e)
+      call void @__cxa_end_catch()
+      %head = load ptr, ptr @{CHAIN}
+      ret ptr %head
+    }}
+    """
+    (caught,) = program.load(text, "caught")
+    assert ctypes.CFUNCTYPE(ctypes.c_uint64)(caught)() == 0
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ _SIMPLE = "LLVM can take integers of up to 64 bits, pointers, float and double"
 SMALLEST_CALL = 13
 """How many bytes LLVM needs to call a patchpoint's target, on x86-64; on AArch64 it is 16."""
 
+UNWINDER = "libgcc_s.so.1"
 
 EXTENSIONS = "inreg", "signext", "zeroext"
 COPIED = frozenset(
@@ -87,14 +88,33 @@ class _Attributes(FunctionAttributes):  # type: ignore[misc]
 def set_gc(function: ir.Function, strategy: str = "statepoint-example") -> None:
     """Mark a function as one whose frames a collector walks; REFERENCE is what it looks for.
 
-    Raises JITListenerError for a strategy that llvmlite cannot generate code for.
+    A function with a shadow stack takes itself off it when an exception passes, unless it is
+    "nounwind". It calls libgcc for that, which is loaded here, so that the engines of this process
+    find it: MCJIT by itself, LLJIT in libraries with `add_current_process()`.
+
+    Raises JITListenerError for a strategy that llvmlite cannot generate code for, and for a shadow
+    stack where libgcc cannot be loaded.
     """
     if strategy not in STRATEGIES:
         raise JITListenerError(
             f"llvmlite cannot generate code for the garbage collection strategy {strategy!r}; it"
             f" can for {', '.join(STRATEGIES)}"
         )
+    if strategy == "shadow-stack":
+        _load_unwinder()
     _attributes(function).gc = strategy
+
+
+def _load_unwinder() -> None:
+    """Have engines find `_Unwind_Resume` and `__gcc_personality_v0`: without, MCJIT ends the
+    process. libgcc is loaded for the C++ of LLVM already, but where engines do not look."""
+    try:
+        llvm.load_library_permanently(UNWINDER)
+    except RuntimeError as error:
+        raise JITListenerError(
+            f"a shadow stack is unwound by {UNWINDER}, which cannot be loaded: {error}; install"
+            " libgcc"
+        ) from error
 
 
 def set_leaf(function: ir.Function) -> None:
@@ -279,9 +299,7 @@ def statepoint(
 def shadow_root(builder: ir.IRBuilder, slot: ir.AllocaInstr, metadata: int = 0) -> None:
     """Make an alloca of a pointer a root on the shadow stack (`walk_shadow_stack`), null at first.
 
-    `metadata` is for the collector: the address of a type's description, for instance. A function
-    that throws nothing should say so ("nounwind"), or LLVM makes it unwind its part of the list,
-    for which the engine has to find `_Unwind_Resume` and `__gcc_personality_v0` of libgcc.
+    `metadata` is for the collector: the address of a type's description, for instance.
 
     Raises JITListenerError if the function's strategy is another, or if `slot` is not an alloca of
     a pointer in its entry block.
