@@ -2,6 +2,7 @@
 and these are where the references are."""
 
 import ctypes
+import sys
 import threading
 
 import llvmlite.binding as llvm
@@ -13,7 +14,8 @@ from test_safepoints import loaded
 from walkers import FIRST, MOVED, Runtime
 
 from listeners import JITListenerError
-from listeners.safepoints import Anchor, ObjectTables, read_word, walk, write_word
+from listeners.safepoints import Anchor, ObjectTables, Stacks, read_word, walk, write_word
+from listeners.safepoints.stacks import TYPES
 
 
 def move(roots: list[tuple[int, int]], by: int) -> None:
@@ -199,6 +201,31 @@ def test_an_entry_hands_on_arguments_and_results(runtime):
     assert prototype(address)(-1, 1 << 40, 0, 0.5, 1 << 63) == 2.5
     assert seen == [(-1, 1 << 40, 0, 0.5, 1 << 63)]
     assert runtime.stacks.anchors() == []
+
+
+@pytest.mark.parametrize("raised", [ValueError, SystemExit, KeyboardInterrupt])
+def test_what_an_entry_raises_is_reported_and_the_result_is_zero(raised, monkeypatch):
+    def function(number: int) -> None:
+        raise raised("said")
+
+    reported: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: reported.append(repr(about.exc_value)))
+    stacks = Stacks()
+    results = []
+    for result_type, kind in TYPES.items():
+        entry = stacks.entry(function, result_type, "i64")
+        results.append(ctypes.CFUNCTYPE(kind, ctypes.c_int64)(entry.address)(-1))
+    assert results == [0] * len(TYPES)
+    assert reported == [repr(raised("said"))] * len(TYPES)
+    assert stacks.anchors() == []
+
+
+def test_a_result_of_another_type_is_reported_and_is_zero(monkeypatch):
+    reported: list[type] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: reported.append(about.exc_type))
+    entry = Stacks().entry(lambda: "text", "ptr addrspace(1)")
+    assert ctypes.CFUNCTYPE(ctypes.c_uint64)(entry.address)() == 0
+    assert reported == [TypeError]
 
 
 def test_an_entry_of_another_type_is_refused(runtime):

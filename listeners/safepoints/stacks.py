@@ -32,7 +32,8 @@ TYPES: dict[str, Any] = {
     "ptr addrspace(1)": ctypes.c_uint64,
 }
 
-# With a frame pointer of its own: the word it points to holds the caller's.
+# With a frame pointer of its own: the word it points to holds the caller's. The result comes in
+# memory, zero at first: where the Python function raises, ctypes gives a result that is anything.
 ENTRY = """
 declare ptr @llvm.addressofreturnaddress.p0()
 declare ptr @llvm.frameaddress.p0(i32)
@@ -40,10 +41,12 @@ define {result} @{name}({parameters}) uwtable "frame-pointer"="all" {{
   %slot = call ptr @llvm.addressofreturnaddress.p0()
   %frame = call ptr @llvm.frameaddress.p0(i32 0)
   %fp = load ptr, ptr %frame
-  {value}call {result} inttoptr (i64 {callback} to ptr)({arguments})
-  ret {returned}
+  {prepare}call void inttoptr (i64 {callback} to ptr)({arguments})
+  {give}
 }}
 """
+PREPARE = "%place = alloca {0}\n  store {0} zeroinitializer, ptr %place\n  "
+GIVE = "%value = load {0}, ptr %place\n  ret {0} %value"
 
 _numbers = itertools.count(1)
 
@@ -68,8 +71,11 @@ class Stacks:
         """A function for JIT'd code to call, which calls `function` in Python.
 
         `result` and `parameters` are LLVM's types: i8 to i64, float, double, ptr and references,
-        `ptr addrspace(1)`. It lives as long as the Entry does. An exception in `function` is
-        reported as unraisable, and the call gives 0.
+        `ptr addrspace(1)`. It lives as long as the Entry does.
+
+        No exception gets into JIT'd code. What `function` raises, SystemExit and KeyboardInterrupt
+        included, is given to `sys.unraisablehook`, which prints it, and the call gives 0. The same
+        goes for what it returns, if that is not of the type.
 
         Raises JITListenerError for another type.
         """
@@ -81,27 +87,31 @@ class Stacks:
                 f"the type {error.args[0]!r}: one of {', '.join(TYPES)} can be passed"
             ) from None
 
-        def call(slot: int, fp: int, *arguments: Any) -> Any:
+        def call(slot: int, fp: int, place: int, *arguments: Any) -> None:
             anchors = self._own()
             outer = len(anchors)
             try:  # a signal may end the call from here on
                 anchors.append(Anchor(slot, fp))
-                return function(*arguments)
+                returned = function(*arguments)
+                if result_type:
+                    result_type.from_address(place).value = returned
             finally:
                 del anchors[outer:]
 
-        prototype = ctypes.CFUNCTYPE(result_type, ctypes.c_uint64, ctypes.c_uint64, *types)
+        own = ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64
+        prototype = ctypes.CFUNCTYPE(None, *own, *types)
         callback = prototype(call)
         names = [f"{parameter} %a{number}" for number, parameter in enumerate(parameters)]
+        place = "ptr %place" if result_type else "ptr null"
         name = f"jitlisten_entry_{next(_numbers)}"
         text = ENTRY.format(
             name=name,
             result=result,
             parameters=", ".join(names),
             callback=ctypes.cast(callback, ctypes.c_void_p).value,
-            value="" if result == "void" else "%value = ",
-            arguments=", ".join(("ptr %slot", "ptr %fp", *names)),
-            returned="void" if result == "void" else f"{result} %value",
+            arguments=", ".join(("ptr %slot", "ptr %fp", place, *names)),
+            prepare=PREPARE.format(result) if result_type else "",
+            give=GIVE.format(result) if result_type else "ret void",
         )
         engine = compiled(text)
         return Entry(engine.get_function_address(name), name, (engine, callback))
