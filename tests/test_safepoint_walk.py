@@ -2,8 +2,10 @@
 and these are where the references are."""
 
 import ctypes
+import gc
 import sys
 import threading
+import weakref
 
 import llvmlite.binding as llvm
 import pytest
@@ -201,6 +203,20 @@ def test_an_entry_hands_on_arguments_and_results(runtime):
     assert prototype(address)(-1, 1 << 40, 0, 0.5, 1 << 63) == 2.5
     assert seen == [(-1, 1 << 40, 0, 0.5, 1 << 63)]
     assert runtime.stacks.anchors() == []
+
+
+def test_an_entry_lives_as_long_as_its_stacks():
+    """Code that runs freed memory would end the process; so the entry says when it goes."""
+    stacks = Stacks()
+    entry = stacks.entry(lambda number: number + 1, "i64", "i64")
+    gone, address = weakref.ref(entry), entry.address
+    del entry
+    gc.collect()
+    assert gone()
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(41) == 42
+    del stacks
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("raised", [ValueError, SystemExit, KeyboardInterrupt])

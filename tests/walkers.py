@@ -21,12 +21,9 @@ class Runtime:
         listeners.attach(self.program.engine, self.safepoints)
         self.native = NativeWalker(self.safepoints)
         self.stacks = Stacks()
-        self.entries: list[object] = []
 
     def entry(self, function: Callable[..., object], *types: str) -> int:
-        made = self.stacks.entry(function, *types)
-        self.entries.append(made)
-        return made.address
+        return self.stacks.entry(function, *types).address
 
     def roots(self, anchors: list[Anchor] | None = None) -> list[tuple[int, int]]:
         """What both walkers say, which is the same."""

@@ -66,12 +66,14 @@ class Stacks:
     def __init__(self) -> None:
         self._local = threading.local()
         self._anchors: dict[int, list[Anchor]] = {}
+        self._entries: list[Entry] = []
 
     def entry(self, function: Callable[..., Any], result: str = "void", *parameters: str) -> Entry:
         """A function for JIT'd code to call, which calls `function` in Python.
 
         `result` and `parameters` are LLVM's types: i8 to i64, float, double, ptr and references,
-        `ptr addrspace(1)`. It lives as long as the Entry does.
+        `ptr addrspace(1)`. It lives as long as these Stacks, also if nobody keeps the Entry: code
+        has its address. It takes most of a megabyte, so make one for each runtime function.
 
         No exception gets into JIT'd code. What `function` raises, SystemExit and KeyboardInterrupt
         included, is given to `sys.unraisablehook`, which prints it, and the call gives 0. The same
@@ -114,7 +116,9 @@ class Stacks:
             give=GIVE.format(result) if result_type else "ret void",
         )
         engine = compiled(text)
-        return Entry(engine.get_function_address(name), name, (engine, callback))
+        made = Entry(engine.get_function_address(name), name, (engine, callback))
+        self._entries.append(made)
+        return made
 
     def anchors(self, thread: int | None = None) -> list[Anchor]:
         """Those of a thread, by its `threading.get_ident()`, or of this one: innermost first.
