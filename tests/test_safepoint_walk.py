@@ -9,14 +9,23 @@ import weakref
 
 import llvmlite.binding as llvm
 import pytest
-from jit import target_machine
+from jit import Program, target_machine
 from stacks import EXTRA, FORMS, KIND, LEAF, REFERENCE, call, chained, result
 from statepoints import DECLARATIONS, relocate, statepoint
 from test_safepoints import loaded
 from walkers import FIRST, MOVED, Runtime
 
+import listeners
 from listeners import JITListenerError
-from listeners.safepoints import Anchor, ObjectTables, Stacks, read_word, walk, write_word
+from listeners.safepoints import (
+    Anchor,
+    NativeWalker,
+    ObjectTables,
+    Stacks,
+    read_word,
+    walk,
+    write_word,
+)
 from listeners.safepoints.stacks import TYPES
 
 
@@ -268,6 +277,39 @@ def refused(runtime: Runtime, text: str, *functions: str) -> str:
     assert len(said) == 2
     assert said[0] == said[1]
     return said[0]
+
+
+def test_an_entry_called_by_code_that_is_not_heard_is_an_error(runtime):
+    """It would seem to be a stack without roots, of which a collector frees everything."""
+    runtime.safepoints = listeners.Safepoints()
+    runtime.native = NativeWalker(runtime.safepoints)
+    said = refused(runtime, chained(0).replace("i64 0 to ptr", "i64 POLL to ptr"), "f0")
+    assert "in no code that these Safepoints have heard of: attach them to the engine" in said
+
+
+def test_an_entry_called_by_python_is_an_error(runtime):
+    said = []
+
+    def poll() -> None:
+        for find in (runtime.native.roots, runtime.roots):
+            with pytest.raises(JITListenerError, match="in no code") as caught:
+                find(runtime.stacks.anchors())
+            said.append(str(caught.value))
+
+    runtime.program.load(chained(0), "f0")
+    ctypes.CFUNCTYPE(None)(runtime.entry(poll))()
+    assert said[0] == said[1]
+
+
+def test_a_part_further_out_that_is_not_heard_is_an_error(runtime):
+    """Code that is heard, Python, and code that is not."""
+    other = Program(runtime.program.linker, opt=2)
+    text = chained(0).replace("i64 0 to ptr", "i64 POLL to ptr")
+    outer = runtime.entry(lambda: said.append(refused(runtime, text, "f0")))
+    said: list[str] = []
+    (function,) = other.load(chained(outer), "f0")
+    call(function, 2, FIRST)
+    assert "in no code that these Safepoints have heard of" in said[0]
 
 
 def test_a_call_that_is_not_a_safepoint_is_an_error(runtime):

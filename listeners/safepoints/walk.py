@@ -6,7 +6,8 @@ called JIT'd code again, the stack is in parts, with an anchor each.
 
 A frame at a call that is not a safepoint has unknown roots, so that is an error. A part ends with
 the first return address that is in no loaded code: whoever has called into it. So `Safepoints` must
-hear every engine whose code may be on the stack: code it does not know is taken for that caller.
+hear every engine whose code may be on the stack: code it does not know is taken for that caller. If
+that is so where a part begins, it has heard the wrong engine or none, and that is an error, too.
 
 `nativewalk` does the same fast, and is tested against this one.
 """
@@ -104,10 +105,12 @@ def walk(safepoints: Safepoints, anchors: Iterable[Anchor]) -> Iterator[Frame]:
     """The frames of a thread, from the innermost one out; `anchors` are its parts in that order.
 
     The thread must stay where it is. Raises JITListenerError at a call in loaded code that is not a
-    safepoint, at a frame whose caller cannot be found, and where the anchors are not of one stack.
+    safepoint, at an anchor whose call is in no code that `safepoints` have heard of, at a frame
+    whose caller cannot be found, and where the anchors are not of one stack.
     """
     end = 0
-    for slot, fp in anchors:
+    for first, fp in anchors:
+        slot = first
         if slot < end:
             raise JITListenerError(f"an anchor at {slot:#x} inside the part that ends at {end:#x}")
         while (safepoint := safepoints.lookup(return_address := read_word(slot))) is not None:
@@ -124,5 +127,10 @@ def walk(safepoints: Safepoints, anchors: Iterable[Anchor]) -> Iterator[Frame]:
             raise JITListenerError(
                 f"the frame of {function}, which returns to {return_address:#x}: its call is not"
                 " a safepoint"
+            )
+        if slot == first:
+            raise JITListenerError(
+                f"the call of the anchor at {slot:#x} returns to {return_address:#x}, in no code"
+                " that these Safepoints have heard of: attach them to the engine whose code it is"
             )
         end = slot

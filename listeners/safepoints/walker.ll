@@ -263,7 +263,9 @@ step:
 
 leave:
   %in.code = call i1 @is_code(ptr %table, i64 %return)
-  br i1 %in.code, label %stuck, label %outwards
+  %first = icmp eq i64 %slot, %part.slot
+  %lost = or i1 %in.code, %first
+  br i1 %lost, label %stuck, label %outwards
 outwards:
   %outer.at = getelementptr i64, ptr %anchor, i64 2
   %outer = load ptr, ptr %outer.at
