@@ -24,8 +24,12 @@ POINTERS = ir.VectorType(ir.PointerType(), 2)
 class Building:
     """A module with functions to call, and the builder of one."""
 
-    def __init__(self, strategy: str | None = "statepoint-example", *arguments: ir.Type) -> None:
+    def __init__(
+        self, strategy: str | None = "statepoint-example", *arguments: ir.Type, triple: str = ""
+    ) -> None:
         self.module = ir.Module()
+        if triple:
+            self.module.triple = triple
         self.alloc = self.declare("alloc", emit.REFERENCE, I64, I64)
         self.poll = self.declare("poll", VOID)
         self.function = self.declare("f", I64, *arguments)
@@ -46,9 +50,10 @@ def ends(text: str) -> bool:
     """Whether LLVM ends a process that compiles this."""
     program = (
         "import sys, llvmlite.binding as llvm\n"
-        "llvm.initialize_native_target(); llvm.initialize_native_asmprinter()\n"
-        "machine = llvm.Target.from_default_triple().create_target_machine()\n"
-        "machine.emit_object(llvm.parse_assembly(sys.argv[1]))"
+        "llvm.initialize_all_targets(); llvm.initialize_all_asmprinters()\n"
+        "module = llvm.parse_assembly(sys.argv[1])\n"
+        "target = llvm.Target.from_triple(module.triple or llvm.get_default_triple())\n"
+        "target.create_target_machine().emit_object(module)"
     )
     done = subprocess.run([sys.executable, "-c", program, text], capture_output=True, check=False)
     return done.returncode < 0
@@ -136,6 +141,7 @@ def test_a_function_keeps_its_other_attributes():
     assert '{ "gc-leaf-function" }' in text
 
 
+AARCH64 = "aarch64-linux-gnu"
 WITH_REFERENCE = "statepoint-example", emit.REFERENCE
 REFUSED = {
     "no strategy": (
@@ -194,6 +200,24 @@ REFUSED = {
     "a call that is too long for its patchpoint": (
         lambda: emit.patchpoint((made := Building()).builder, 1, 12, made.poll),
         "13",
+    ),
+    "a call that is too long for its patchpoint on AArch64": (
+        lambda: emit.patchpoint((made := Building(triple=AARCH64)).builder, 1, 12, made.poll),
+        "needs 16",
+    ),
+    "half an instruction as a patchpoint": (
+        lambda: emit.patchpoint(Building(triple=AARCH64).builder, 1, 18),
+        "multiples of 4",
+    ),
+    "half an instruction as a stackmap's shadow": (
+        lambda: emit.stackmap(Building(triple=AARCH64).builder, 1, shadow_bytes=2),
+        "multiples of 4",
+    ),
+    "half an instruction as a statepoint": (
+        lambda: emit.statepoint(
+            (made := Building(triple=AARCH64)).builder, made.poll, patch_bytes=6
+        ),
+        "multiples of 4",
     ),
     "a patchpoint's result in several registers": (
         lambda: emit.patchpoint(Building().builder, 1, returns=ir.LiteralStructType([I64, I64])),
@@ -259,6 +283,23 @@ ABORTS = {
     "a call that is too long for its patchpoint": (
         f"define void @f() {{ {PATCHPOINT}(i64 1, i32 12, ptr inttoptr (i64 81985529216486895 to"
         " ptr), i32 0) ret void }"
+    ),
+    "a call that is too long for its patchpoint on AArch64": (
+        f'target triple = "{AARCH64}" define void @f() {{ {PATCHPOINT}(i64 1, i32 12,'
+        " ptr inttoptr (i64 4096 to ptr), i32 0) ret void }"
+    ),
+    "half an instruction as a patchpoint": (
+        f'target triple = "{AARCH64}" define void @f() {{ {PATCHPOINT}(i64 1, i32 18,'
+        " ptr null, i32 0) ret void }"
+    ),
+    "half an instruction as a stackmap's shadow": (
+        f'target triple = "{AARCH64}" define void @f() {{'
+        " call void (i64, i32, ...) @llvm.experimental.stackmap(i64 1, i32 2) ret void }"
+    ),
+    "half an instruction as a statepoint": (
+        f'target triple = "{AARCH64}" define void @f() gc "coreclr" {{'
+        f" %t = {STATEPOINT.format('void ()').replace('i32 0', 'i32 6', 1)}"
+        " ret void } declare void @g()"
     ),
     "a call behind a patchpoint": (
         f"define void @f() {{ {PATCHPOINT}(i64 1, i32 16, ptr null, i32 0)"

@@ -45,8 +45,11 @@ MOST_RETURNED = 2
 
 _SIMPLE = "LLVM can take integers of up to 64 bits, pointers, float and double"
 
-SMALLEST_CALL = 13
-"""How many bytes LLVM needs to call a patchpoint's target, on x86-64; on AArch64 it is 16."""
+SMALLEST_CALL, SMALLEST_AARCH64_CALL = 13, 16
+"""How many bytes LLVM needs to call a patchpoint's target, on x86-64 and on AArch64."""
+
+AARCH64_INSTRUCTION = 4
+"""The size of each, and so what sizes of code are multiples of."""
 
 UNWINDER = "libgcc_s.so.1"
 
@@ -257,7 +260,8 @@ def statepoint(
     callee may want to know. With `patch_bytes` there is no call but so many bytes of no-ops.
 
     Raises JITListenerError where LLVM would end the process: if the function that is built has no
-    strategy with statepoints, if a live value is no reference, or the arguments do not fit.
+    strategy with statepoints, if a live value is no reference, the arguments do not fit, or
+    `patch_bytes` is no multiple of 4 on AArch64.
     """
     caller = builder.function
     if getattr(caller.attributes, "gc", "") not in ("statepoint-example", "coreclr"):
@@ -292,7 +296,7 @@ def statepoint(
                 " value that LLVM can record"
             )
     _check_id(id)
-    _check_bytes(patch_bytes)
+    _check_bytes(builder, patch_bytes)
     return StatepointCall(builder, function, arguments, live, deopt, id, patch_bytes)
 
 
@@ -331,10 +335,11 @@ def stackmap(
     """Build a stackmap: the record of this point says where the live values are.
 
     The next `shadow_bytes` bytes of code can be overwritten. Raises JITListenerError for a value
-    that LLVM cannot record.
+    that LLVM cannot record, and a number of bytes that it cannot reserve: on AArch64 they are
+    multiples of 4.
     """
     _check_id(id)
-    _check_bytes(shadow_bytes)
+    _check_bytes(builder, shadow_bytes)
     _check_values(live)
     return _insert(
         builder,
@@ -362,14 +367,15 @@ def patchpoint(
     Code generation then leaves out the registers that are live after a patchpoint, in all modules
     of this process: with them LLVM 22 ends the process where floating-point code or a call follows.
 
-    Raises JITListenerError if `size` is too small for the call, or for a value that LLVM cannot
-    take.
+    Raises JITListenerError if `size` is too small for the call (13 bytes, on AArch64 16), if it is
+    no multiple of 4 on AArch64, or for a value that LLVM cannot take.
     """
     _check_id(id)
-    _check_bytes(size)
-    if target is not None and size < SMALLEST_CALL:
+    _check_bytes(builder, size)
+    smallest = SMALLEST_AARCH64_CALL if _is_aarch64(builder) else SMALLEST_CALL
+    if target is not None and size < smallest:
         raise JITListenerError(
-            f"patchpoint {id} of {size} bytes: LLVM needs {SMALLEST_CALL} to call a target"
+            f"patchpoint {id} of {size} bytes: LLVM needs {smallest} to call a target"
         )
     returned = ir.VoidType() if returns is None else returns
     if returns is not None and not _is_simple(returned):
@@ -424,6 +430,19 @@ def _check_id(id: int) -> None:
         raise JITListenerError(f"the id {id} is no number of 64 bits without a sign")
 
 
-def _check_bytes(size: int) -> None:
+def _check_bytes(builder: ir.IRBuilder, size: int) -> None:
     if not 0 <= size < 2**31:
         raise JITListenerError(f"{size} is no number of bytes that LLVM can reserve")
+    if size % AARCH64_INSTRUCTION and _is_aarch64(builder):
+        raise JITListenerError(
+            f"{size} bytes in function {builder.function.name!r}: on AArch64 LLVM reserves"
+            f" multiples of {AARCH64_INSTRUCTION}"
+        )
+
+
+def _is_aarch64(builder: ir.IRBuilder) -> bool:
+    """A module that does not say what it is for is for this machine."""
+    triple: str = builder.module.triple
+    if triple.startswith("unknown"):
+        triple = llvm.get_default_triple()
+    return triple.startswith(("aarch64", "arm64"))
