@@ -351,17 +351,34 @@ def test_anchors_out_of_order_are_an_error(runtime):
     assert checked
 
 
-def test_a_frame_pointer_that_points_below_is_an_error():
+# Below the frame, beyond what 47 bits address, not aligned.
+@pytest.mark.parametrize("fp", [0x10, 1 << 47, (1 << 64) - 16, (1 << 46) + 4])
+def test_a_frame_pointer_that_is_none_is_an_error(fp):
     runtime = Runtime("mcjit")
 
     def poll() -> None:
         ((slot, _),) = runtime.stacks.anchors()
         for find in (runtime.native.roots, runtime.roots):
-            with pytest.raises(JITListenerError, match="a frame pointer 0x10 below it"):
-                find([Anchor(slot, 16)])
+            with pytest.raises(JITListenerError, match=f"a frame pointer {fp:#x} that is not"):
+                find([Anchor(slot, fp)])
         checked.append(True)
 
     checked: list[bool] = []
     (function,) = runtime.program.load(chained(runtime.entry(poll), ("dynamic",)), "f0")
     call(function, 2, FIRST)
     assert checked
+
+
+@pytest.mark.parametrize("address", [4, 1 << 47, (1 << 64) - 8])
+def test_an_anchor_where_no_slot_can_be_is_an_error(address):
+    runtime = Runtime("mcjit")
+    for find in (runtime.native.roots, runtime.roots):
+        with pytest.raises(JITListenerError, match=f"no slot can be at {address:#x}"):
+            find([Anchor(address, 0)])
+
+
+@pytest.mark.parametrize("address", [-8, 4, 1 << 47, (1 << 64) - 8])
+def test_words_are_read_and_written_where_slots_can_be(address):
+    for use in (lambda: read_word(address), lambda: write_word(address, 1)):
+        with pytest.raises(JITListenerError, match=f"no slot can be at {address:#x}"):
+            use()

@@ -28,6 +28,8 @@ __all__ = ["Anchor", "Frame", "LiveRoot", "read_word", "walk", "write_word"]
 
 WORD = 8
 USER_SPACE = 1 << 47  # bytes: Linux on x86-64, with four levels of page tables
+NOT_IN_SLOTS = -USER_SPACE | WORD - 1
+"""The bits that no address of a slot has."""
 # The process's memory as one array: much faster to read than a ctypes object for each word.
 _words = memoryview((ctypes.c_uint64 * (USER_SPACE // WORD)).from_address(0)).cast("B").cast("Q")
 
@@ -88,17 +90,30 @@ _live_root = cast(Callable[[Any], LiveRoot], partial(tuple.__new__, LiveRoot))
 
 
 def read_word(address: int) -> int:
-    """The 8 bytes at an aligned address of this process, as an unsigned number."""
-    if address & WORD - 1:
-        raise JITListenerError(f"a slot at {address:#x}, which is not aligned")
-    return _words[address >> 3]
+    """The 8 bytes at an address of this process, as an unsigned number.
+
+    Raises JITListenerError for an address that is not aligned or not of user space (47 bits). Where
+    nothing is mapped, this ends the process.
+    """
+    return _words[_index(address)]
 
 
 def write_word(address: int, value: int) -> None:
-    """Write 8 bytes at an aligned address of this process."""
-    if address & WORD - 1:
-        raise JITListenerError(f"a slot at {address:#x}, which is not aligned")
-    _words[address >> 3] = value
+    """Write an unsigned number as the 8 bytes at an address of this process.
+
+    Raises JITListenerError for an address that is not aligned or not of user space (47 bits). Where
+    nothing is mapped, this ends the process.
+    """
+    _words[_index(address)] = value
+
+
+def _index(address: int) -> int:
+    """Where the word at an address is among all words."""
+    if address & NOT_IN_SLOTS:
+        raise JITListenerError(
+            f"no slot can be at {address:#x}: they are at multiples of {WORD} below {USER_SPACE:#x}"
+        )
+    return address >> 3
 
 
 def walk(safepoints: Safepoints, anchors: Iterable[Anchor]) -> Iterator[Frame]:
@@ -118,8 +133,10 @@ def walk(safepoints: Safepoints, anchors: Iterable[Anchor]) -> Iterator[Frame]:
             yield _frame((safepoint, sp, fp))
             size, saved_fp = safepoint.frame_rule
             slot = fp + WORD if size is None else sp + size
-            if slot < sp:
-                raise JITListenerError(f"{safepoint!r}: a frame pointer {fp:#x} below it")
+            if slot < sp or slot & NOT_IN_SLOTS:
+                raise JITListenerError(
+                    f"{safepoint!r}: a frame pointer {fp:#x} that is not further out on its stack"
+                )
             if saved_fp:
                 fp = read_word(slot + saved_fp)
         function = safepoints.code_name(return_address - 1)

@@ -148,6 +148,13 @@ outside:
   ret i1 false
 }
 
+; Whether a slot can be at an address: a multiple of 8 of 47 bits, as in walk.py.
+define internal i1 @is_slot(i64 %address) alwaysinline {
+  %bits = and i64 %address, -140737488355321
+  %none = icmp eq i64 %bits, 0
+  ret i1 %none
+}
+
 define i64 @walk(ptr %table, ptr %anchors, ptr %out, i64 %capacity) {
 enter:
   %old = atomicrmw add ptr %table, i64 1 seq_cst
@@ -163,7 +170,9 @@ part:
   %fp.at = getelementptr i64, ptr %anchor, i64 1
   %part.fp = load i64, ptr %fp.at
   %ordered = icmp uge i64 %part.slot, %inner.end
-  br i1 %ordered, label %frame, label %disorder
+  %part.possible = call i1 @is_slot(i64 %part.slot)
+  %begun = and i1 %ordered, %part.possible
+  br i1 %begun, label %frame, label %disorder
 
 frame:
   %slot = phi i64 [ %part.slot, %part ], [ %caller.slot, %step ]
@@ -245,7 +254,9 @@ other:
   %by.fp = icmp eq i64 %size, -1
   %pointed = add i64 %fp, 8
   %upwards = icmp uge i64 %pointed, %sp
-  %followed = and i1 %by.fp, %upwards
+  %pointed.possible = call i1 @is_slot(i64 %pointed)
+  %further = and i1 %upwards, %pointed.possible
+  %followed = and i1 %by.fp, %further
   br i1 %followed, label %caller, label %stuck
 caller:
   %caller.slot = phi i64 [ %sized, %by.size ], [ %pointed, %other ]
