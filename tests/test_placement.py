@@ -8,6 +8,7 @@ import llvmlite.binding as llvm
 import pytest
 from collector import Runtime
 from jit import target_machine
+from llvmlite import ir
 from tools import PROGRAMS, run
 
 from listeners import JITListenerError
@@ -79,6 +80,12 @@ def test_the_module_given_stays_as_it_was():
     after = place_statepoints(module)
     assert str(module) == before
     assert "gc.statepoint" in str(after)
+
+
+@pytest.mark.parametrize("module", [ir.Module(), "define void @f() { ret void }"])
+def test_a_module_that_is_not_parsed_is_refused(module):
+    with pytest.raises(JITListenerError, match=r"llvm\.parse_assembly\(str\(module\)\)"):
+        place_statepoints(module)
 
 
 def test_functions_without_a_strategy_stay_as_they_are():

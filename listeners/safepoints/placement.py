@@ -51,10 +51,16 @@ def place_statepoints(module: llvm.ModuleRef) -> llvm.ModuleRef:
     "-ni:1" (non-integral) at the end of the data layout they make no numbers of references, which
     nobody would find; it is taken out here, since no engine has it.
 
-    Raises JITListenerError if the module is not valid, if a function has statepoints already or a
-    strategy without them, or if a reference is where no record can name it: in an alloca of other
-    data, in a struct that is live across a call, behind a pointer into an object that is stored.
+    Raises JITListenerError if the module is not a parsed one or not valid, if a function has
+    statepoints already or a strategy without them, or if a reference is where no record can name
+    it: in an alloca of other data, in a struct that is live across a call, behind a pointer into an
+    object that is stored.
     """
+    if not isinstance(module, llvm.ModuleRef):
+        raise JITListenerError(
+            f"place_statepoints takes a parsed module, no {type(module).__name__}: give it"
+            " llvm.parse_assembly(str(module))"
+        )
     copy = module.clone()
     try:
         copy.verify()
