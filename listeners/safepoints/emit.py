@@ -36,9 +36,15 @@ __all__ = [
 REFERENCE = ir.PointerType(addrspace=1)
 """The type of references to collected objects, by LLVM's own strategies."""
 
-STRATEGIES = ("statepoint-example", "coreclr", "shadow-stack")
+WITH_STATEPOINTS = "statepoint-example", "coreclr"
+"""The strategies whose functions can have statepoints."""
+
+STRATEGIES = (*WITH_STATEPOINTS, "shadow-stack")
 """The strategies that llvmlite's LLVM can generate code for. It knows "erlang" and "ocaml", too,
 but not how to print their tables, and then ends the process."""
+
+DEFAULT_ID = 0xABCDEF00
+"""The id of a statepoint that is given none, as in LLVM."""
 
 MOST_RETURNED = 2
 """How many registers of results LLVM can take from a statepoint, by every calling convention."""
@@ -54,9 +60,12 @@ AARCH64_INSTRUCTION = 4
 UNWINDER = "libgcc_s.so.1"
 
 EXTENSIONS = "inreg", "signext", "zeroext"
-COPIED = frozenset(
+"""The attributes of an argument that a statepoint passes on."""
+
+NOT_PASSED = frozenset(
     ("byval", "inalloca", "nest", "preallocated", "sret", "swiftasync", "swifterror", "swiftself")
 )
+"""The attributes of an argument that a statepoint cannot pass."""
 
 
 class _Token(ir.Type):  # type: ignore[misc]
@@ -162,7 +171,7 @@ def _passed(function: ir.Value, arguments: Sequence[ir.Value]) -> Iterator[str]:
     parameters = function.args if isinstance(function, ir.Function) else ()
     for value, parameter in zip_longest(arguments, parameters):
         attributes = parameter.attributes if parameter else set()
-        if refused := COPIED.intersection(attributes):
+        if refused := NOT_PASSED.intersection(attributes):
             raise JITListenerError(
                 f"a statepoint cannot pass an argument of {function.get_reference()} by"
                 f" {min(refused)}; pass a pointer"
@@ -250,7 +259,7 @@ def statepoint(
     *,
     live: Sequence[ir.Value] = (),
     deopt: Sequence[ir.Value] = (),
-    id: int = 0xABCDEF00,
+    id: int = DEFAULT_ID,
     patch_bytes: int = 0,
 ) -> StatepointCall:
     """Build a call of `function` at which a collector can run.
@@ -264,7 +273,7 @@ def statepoint(
     `patch_bytes` is no multiple of 4 on AArch64.
     """
     caller = builder.function
-    if getattr(caller.attributes, "gc", "") not in ("statepoint-example", "coreclr"):
+    if getattr(caller.attributes, "gc", "") not in WITH_STATEPOINTS:
         raise JITListenerError(
             f"function {caller.name!r} has no garbage collection strategy with statepoints; call"
             " set_gc(function) first"

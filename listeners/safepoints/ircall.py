@@ -14,7 +14,7 @@ from llvmlite.binding.typeref import TypeKind
 from llvmlite.binding.value import ValueKind
 
 from ..errors import JITListenerError
-from .emit import MOST_RETURNED
+from .emit import EXTENSIONS, MOST_RETURNED, NOT_PASSED
 
 __all__ = ["Call", "closing", "read_call", "substituted", "type_name", "unquoted"]
 
@@ -30,8 +30,6 @@ _ATTRIBUTE = re.compile(
     r"dereferenceable_or_null|elementtype|inalloca|initializes|nofpclass|preallocated|range|sret)"
     rf"{_NESTED})) "
 )
-_EXTENSIONS = frozenset(("inreg", "signext", "zeroext"))
-_UNSUPPORTED = re.compile(r"byval|inalloca|nest$|preallocated|sret|swift")
 _VARIADIC = re.compile(r"\((?:[^()]|\([^()]*\))*\.\.\.\)$")
 _BUNDLES = re.compile(r"\)(?: #\d+)? \[ ")
 _BUNDLE = re.compile(r'(?:, )?"([^"]*)"\(')
@@ -108,12 +106,12 @@ def _argument(type_: str, value: str) -> str:
     kept = [type_]
     while attribute := _ATTRIBUTE.match(value):
         name = attribute["name"]
-        if name and _UNSUPPORTED.match(name):
+        if name and name.partition("(")[0] in NOT_PASSED:
             raise JITListenerError(
                 f"a statepoint cannot pass an argument by {name}; pass a pointer,"
                 ' or mark the callee "gc-leaf-function"'
             )
-        if name in _EXTENSIONS and name not in kept:
+        if name in EXTENSIONS and name not in kept:
             kept.append(name)
         value = value[attribute.end() :]
     return " ".join([*kept, value])

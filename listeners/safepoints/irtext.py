@@ -17,6 +17,7 @@ from llvmlite.binding import ModuleRef
 from llvmlite.binding.value import ValueKind
 
 from ..errors import JITListenerError
+from .emit import WITH_STATEPOINTS
 from .ircall import Call, closing, read_call, type_name, unquoted
 
 __all__ = ["NULL", "REFERENCE", "Block", "IRFunction", "Instruction", "parts"]
@@ -245,13 +246,13 @@ def parts(module: ModuleRef) -> list[str | IRFunction]:
 
 
 def _has_statepoints(strategy: str, function: str) -> bool:
-    if strategy in ("statepoint-example", "coreclr"):
+    if strategy in WITH_STATEPOINTS:
         return True
     if strategy == "shadow-stack":
         return False
     raise JITListenerError(
         f"function {function!r}: LLVM has no statepoints for the garbage collection strategy"
-        f" {strategy!r}; use 'statepoint-example' or 'coreclr'"
+        f" {strategy!r}; use {' or '.join(map(repr, WITH_STATEPOINTS))}"
     )
 
 

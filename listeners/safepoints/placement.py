@@ -17,6 +17,7 @@ import re
 import llvmlite.binding as llvm
 
 from ..errors import JITListenerError
+from .emit import DEFAULT_ID
 from .ircall import substituted
 from .irtext import CONSTANT, REFERENCE, Block, Instruction, IRFunction, parts
 from .roots import LOCAL, FunctionRoots
@@ -32,7 +33,6 @@ _PARAMETER = re.compile(
     r" (?:noalias|nofree|readnone|readonly|writeonly|dereferenceable(?:_or_null)?\(\d+\))(?=[ ,)])"
 )
 _ID = re.compile(r'"statepoint-id"="(\d+)"')
-_DEFAULT_ID = 0xABCDEF00
 
 
 def place_statepoints(module: llvm.ModuleRef) -> llvm.ModuleRef:
@@ -250,7 +250,7 @@ class _Placement:
         live += (f"ptr {slot}" for slot in self._roots.slots)
         live += (f"ptr {slot}" for slot, _ in self._pads.get(pad, {}).values())
         given = _ID.search(self._function.attributes(instruction))
-        identity = int(given[1]) if given else _DEFAULT_ID
+        identity = int(given[1]) if given else DEFAULT_ID
         if identity >= 2**64:
             self._function.fail(instruction, f"the id {identity} has more than 64 bits")
         arguments = [
