@@ -29,38 +29,36 @@ class PerfMap(JITEventListener):
         self._names = _names()
 
     def notify_object_loaded(self, obj: LoadedObject) -> None:
-        self._names.add(obj)
+        names = self._names
+        if obj.key in names.loaded:
+            return
+        entries = [(address, size, demangle(name)) for name, address, size in obj.functions]
+        names.loaded[obj.key] = entries
+        for address, _, _ in entries:
+            names.freed.pop(address, None)
+        names.file.add_all(entries)
 
     def notify_freeing_object(self, obj: LoadedObject) -> None:
-        self._names.remove(obj)
+        names = self._names
+        entries = names.loaded.pop(obj.key, [])
+        names.freed.update((entry[0], entry) for entry in entries)
+        names.file.remove_all(address for address, _, _ in entries)
 
 
 class _Names:
     """The names of this process's code, whichever `PerfMap` has heard of it: the file is one."""
 
     def __init__(self) -> None:
-        self._file = MapFile()
-        self._loaded: dict[int, list[Entry]] = {}
-        self._freed: dict[int, Entry] = {}
+        self.file = MapFile()
+        self.loaded: dict[int, list[Entry]] = {}
+        """Of what is loaded, by the object's key."""
+        self.freed: dict[int, Entry] = {}
+        """By address, of what was freed last there."""
         atexit.register(self._name_freed)
 
-    def add(self, obj: LoadedObject) -> None:
-        if obj.key in self._loaded:
-            return
-        entries = [(address, size, demangle(name)) for name, address, size in obj.functions]
-        self._loaded[obj.key] = entries
-        for address, _, _ in entries:
-            self._freed.pop(address, None)
-        self._file.add_all(entries)
-
-    def remove(self, obj: LoadedObject) -> None:
-        entries = self._loaded.pop(obj.key, [])
-        self._freed.update((entry[0], entry) for entry in entries)
-        self._file.remove_all(address for address, _, _ in entries)
-
     def _name_freed(self) -> None:
-        if self._freed:
-            self._file.add_all([*self._freed.values(), *chain(*self._loaded.values())])
+        if self.freed:
+            self.file.add_all([*self.freed.values(), *chain(*self.loaded.values())])
 
 
 _names = cache(_Names)

@@ -142,12 +142,12 @@ class Engines:
     # Calls that load code
 
     def _finalize(self, call: Callable[..., Any], handle: Any) -> None:
-        if not self._descriptor:
-            self._search()
+        descriptor = self._descriptor or self._search()
         try:
             call(handle)
-        finally:
-            self._look_into(handle)
+        finally:  # Ctrl-C comes when LLVM is done with it
+            if descriptor:
+                self._look(self._engine(handle, is_lljit=False))
 
     def _address(self, call: Callable[..., Any], handle: Any, name: bytes) -> Any:
         # Mostly this loads nothing: no detours before that is known.
@@ -160,24 +160,16 @@ class Engines:
             address = call(handle, name)
         finally:
             if descriptor and (descriptor.words[2] != self._newest or self._objects.waiting):
-                self._look_into(handle, executable=bool(address))
+                self._look(self._engine(handle, is_lljit=False), executable=bool(address))
         return address
 
     def _add_object_file(self, call: Callable[..., Any], handle: Any, file: Any) -> None:
-        if not self._descriptor:
-            self._search()
+        descriptor = self._descriptor or self._search()
         try:
             call(handle, file)
         finally:
-            self._look_into(handle, executable=False)
-
-    def _look_into(self, handle: Any, executable: bool = True) -> None:
-        """See what a call of MCJIT's has loaded, also where Ctrl-C came as LLVM was done with it.
-
-        Of an engine that is closed there is no pointer, and nothing to see.
-        """
-        if self._descriptor and pointer_of(handle):
-            self._look(self._engine(handle, is_lljit=False), executable=executable)
+            if descriptor:
+                self._look(self._engine(handle, is_lljit=False), executable=False)
 
     def _link(self, call: Callable[..., Any], handle: Any, name: bytes, *arguments: Any) -> Any:
         if jitlink.is_ours(name):
@@ -349,7 +341,8 @@ class Engines:
         if engine is None:
             linker = None if is_lljit else False
             engine = Engine(made_here=False, is_lljit=is_lljit, uses_jitlink=linker)
-            pointer.engine = engine
+            if pointer:  # that is, if it is not closed
+                pointer.engine = engine
         return engine
 
     def _settle(self, engine: Engine, handle: Any) -> None:
@@ -379,19 +372,20 @@ class Engines:
         newest = self._descriptor.words[2]
         if newest == self._newest:
             return []
-        looked = {}
+        looked, keys = [], []
         for entry, address, size in reversed(self._descriptor.entries(until=self._objects.loaded)):
             loaded = Loaded(partial(self._descriptor.read, address, size), engine, library)
             if engine is not None and engine.latent:
                 self._correct_library(engine, loaded)
             self._objects.note(entry, loaded)
-            looked[entry] = loaded
+            looked.append(loaded)
+            keys.append(entry)
         self._newest = newest
         if executable:
-            self._objects.announce(list(looked))
+            self._objects.announce(keys)
         else:
-            self._objects.waiting += looked
-        return list(looked.values())
+            self._objects.waiting += keys
+        return looked
 
     def _add(self, found: Iterable[Loaded]) -> None:
         """Note, and announce, objects that stand in no list."""
