@@ -205,6 +205,16 @@ REFUSED = {
         lambda: emit.patchpoint((made := Building(triple=AARCH64)).builder, 1, 12, made.poll),
         "needs 16",
     ),
+    "a computed target of a patchpoint": (
+        lambda: emit.patchpoint(
+            (made := Building(None, ir.PointerType())).builder, 1, 16, made.function.args[0]
+        ),
+        "a function, or a constant address",
+    ),
+    "a function as a patchpoint's target on AArch64": (
+        lambda: emit.patchpoint((made := Building(triple=AARCH64)).builder, 1, 16, made.poll),
+        "a constant address of 48 bits",
+    ),
     "half an instruction as a patchpoint": (
         lambda: emit.patchpoint(Building(triple=AARCH64).builder, 1, 18),
         "multiples of 4",
@@ -287,6 +297,13 @@ ABORTS = {
     "a call that is too long for its patchpoint on AArch64": (
         f'target triple = "{AARCH64}" define void @f() {{ {PATCHPOINT}(i64 1, i32 12,'
         " ptr inttoptr (i64 4096 to ptr), i32 0) ret void }"
+    ),
+    "a computed target of a patchpoint": (
+        f"define void @f(ptr %p) {{ {PATCHPOINT}(i64 1, i32 16, ptr %p, i32 0) ret void }}"
+    ),
+    "a function as a patchpoint's target on AArch64": (
+        f'target triple = "{AARCH64}" define void @f() {{ {PATCHPOINT}(i64 1, i32 16, ptr @f,'
+        " i32 0) ret void }"
     ),
     "half an instruction as a patchpoint": (
         f'target triple = "{AARCH64}" define void @f() {{ {PATCHPOINT}(i64 1, i32 18,'

@@ -10,6 +10,7 @@ Most front ends need `set_gc` and REFERENCE only: `place_statepoints` does the r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -58,6 +59,8 @@ AARCH64_INSTRUCTION = 4
 """The size of each, and so what sizes of code are multiples of."""
 
 UNWINDER = "libgcc_s.so.1"
+
+_ADDRESS = re.compile(r"null|inttoptr \(i64 (-?\d+) to ptr\)")
 
 EXTENSIONS = "inreg", "signext", "zeroext"
 """The attributes of an argument that a statepoint passes on."""
@@ -370,8 +373,9 @@ def patchpoint(
 ) -> ir.Instruction:
     """Build a patchpoint: `size` bytes of code that call `target` with the arguments, or nothing.
 
-    Without a target the code is no-ops, and what it `returns` is undefined: `Patchpoints` makes
-    calls of them, and jumps.
+    The target is a function, or a constant address: `ir.Constant(i64, address).inttoptr(pointer)`;
+    on AArch64 it is an address of 48 bits. Without one the code is no-ops, and what it `returns` is
+    undefined: `Patchpoints` makes calls of them, and jumps.
 
     Code generation then leaves out the registers that are live after a patchpoint, in all modules
     of this process: with them LLVM 22 ends the process where floating-point code or a call follows.
@@ -386,6 +390,8 @@ def patchpoint(
         raise JITListenerError(
             f"patchpoint {id} of {size} bytes: LLVM needs {smallest} to call a target"
         )
+    if target is not None:
+        _check_target(builder, target)
     returned = ir.VoidType() if returns is None else returns
     if returns is not None and not _is_simple(returned):
         raise JITListenerError(f"patchpoint {id} returns {returned}: {_SIMPLE}")
@@ -404,6 +410,21 @@ def patchpoint(
             *map(_typed, (*arguments, *live)),
         ],
     )
+
+
+def _check_target(builder: ir.IRBuilder, target: ir.Value) -> None:
+    address = _ADDRESS.fullmatch(target.get_reference())
+    number = int(address[1] or 0) if address else None
+    if _is_aarch64(builder):
+        fits, what = number is not None and 0 <= number < 1 << 48, "a constant address of 48 bits"
+    else:
+        fits = number is not None or isinstance(target, ir.GlobalValue)
+        what = "a function, or a constant address"
+    if not fits:
+        raise JITListenerError(
+            f"a patchpoint cannot call {target.get_reference()}: give {what},"
+            " ir.Constant(i64, address).inttoptr(pointer)"
+        )
 
 
 def _is_simple(type_: ir.Type) -> bool:
