@@ -9,6 +9,7 @@ should this process be killed.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 import select
@@ -31,7 +32,7 @@ from .checks import first_line
 from .inject import name_dumped
 from .perfoptions import options_chosen, options_given, split
 from .perftool import messages, perf_tool
-from .run import NOT_EXECUTABLE, NOT_FOUND, become, listening
+from .run import become, listening, refuse
 
 __all__ = ["main"]
 
@@ -73,9 +74,7 @@ def main(arguments: list[str]) -> int:
     if str(output) == "-":
         parser.error("the profile has to be a file")
     if shutil.which(command[0]) is None:
-        there = os.path.lexists(command[0])
-        _say(f"cannot run {command[0]!r}: {'Permission denied' if there else 'No such file'}")
-        return NOT_EXECUTABLE if there else NOT_FOUND
+        return refuse("record", command[0], _why_not(command[0]))
     _open_standard_descriptors()
     try:
         return _record(perf_tool(), options, given, output, command)
@@ -84,6 +83,13 @@ def main(arguments: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         _die(signal.SIGINT)
+
+
+def _why_not(program: str) -> int:
+    """The error number with which the execution of a program would fail, which cannot be found."""
+    # A name without a slash does not mean a file of that name in the current directory.
+    places = [program] if "/" in program else [f"{path}/{program}" for path in os.get_exec_path()]
+    return errno.EACCES if program and any(map(os.path.exists, places)) else errno.ENOENT
 
 
 def _open_standard_descriptors() -> None:

@@ -19,7 +19,7 @@ from argparse import ArgumentParser
 
 from .startup import TRACE_VARIABLE, VARIABLE
 
-__all__ = ["become", "listening", "main"]
+__all__ = ["become", "listening", "main", "refuse"]
 
 PYTHONPATH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "pythonpath")
 """A directory that holds a sitecustomize module and nothing else."""
@@ -101,14 +101,20 @@ def become(name: str, command: list[str], environment: dict[str, str]) -> int:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
         os.execvpe(command[0], command, environment)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        status, problem = NOT_FOUND, error.strerror
-    except ValueError:  # Python's, of an empty name
-        status, problem = NOT_FOUND, os.strerror(errno.ENOENT)
     except OSError as error:
-        status, problem = NOT_EXECUTABLE, error.strerror
-    print(f"jitlisten {name}: cannot run {command[0]!r}: {problem}", file=sys.stderr)
-    return status
+        problem = error.errno or 0
+    except ValueError:  # Python's, of an empty name
+        problem = errno.ENOENT
+    return refuse(name, command[0], problem)
+
+
+def refuse(name: str, program: str, problem: int) -> int:
+    """Say for our command `name` that a program cannot be executed; `problem` is an error number.
+
+    Gives the status that a shell gives.
+    """
+    print(f"jitlisten {name}: cannot run {program!r}: {os.strerror(problem)}", file=sys.stderr)
+    return NOT_FOUND if problem in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
 
 
 def _resolved(name: str, program: str) -> str:

@@ -340,8 +340,6 @@ def test_without_permission_it_says_what_doctor_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        (["nowhere-to-be-found"], 127, "cannot run 'nowhere-to-be-found': No such file"),
-        (["/etc/passwd"], 126, "cannot run '/etc/passwd': Permission denied"),
         (["-o", "/nowhere/x", "--", "true"], 1, "perf record: failed to open /nowhere/x"),
         (["-e", "nonsense", "--", "true"], 1, "perf record: event syntax error: 'nonsense'"),
         (["--bogus", "--", "true"], 1, "perf record: Error: unknown option `bogus'"),
@@ -357,6 +355,33 @@ def test_what_cannot_be_done_is_said_before_the_program_runs(
     assert output == ""
     assert said in told
     assert not list(tmp_path.glob("perf.data*"))
+
+
+@pytest.mark.parametrize(
+    ("program", "status"),
+    [
+        *(("nowhere-to-be-found", 127), ("./nowhere", 127), ("./dangling", 127), ("", 127)),
+        *(("no-command", 127), ("./no-command", 126), ("on-path", 126), ("/", 126)),
+    ],
+)
+def test_a_program_that_cannot_be_run_is_refused_as_jitlisten_run_does_it(
+    program: str, status: int, tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("no-command", "bin/on-path"):
+        (tmp_path / name).touch(0o644)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    _, told = record(tmp_path, "--", program, status=status, PATH=path)
+    expected = run(
+        *(*JITLISTEN, "run", "--", program),
+        cwd=tmp_path,
+        status=status,
+        env={**os.environ, "PATH": path},
+    )
+    assert told == expected.replace("jitlisten run", "jitlisten record")
+    assert told.startswith(f"jitlisten record: cannot run {program!r}: ")
+    assert not (tmp_path / "perf.data").exists()
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
