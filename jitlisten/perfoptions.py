@@ -11,8 +11,12 @@ __all__ = ["options_chosen", "options_given", "split"]
 
 SHORT_WITH_VALUE = "CDFGcejkmoprtu"
 """Short options of `perf record` that take a value, which may be the next word."""
-LONG = {"output": "o", "event": "e", "count": "c", "freq": "F", "clockid": "k"}
-LONG |= {
+LONG = {
+    "output": "o",
+    "event": "e",
+    "count": "c",
+    "freq": "F",
+    "clockid": "k",
     "call-graph": "g",
     "no-call-graph": "g",
     "all-cpus": "a",
@@ -45,7 +49,9 @@ def options_given(options: list[str]) -> dict[str, str]:
     for word in words:
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            letter = LONG.get(name, "")
+            # perf takes any unique beginning. Of one that is not unique among its options it makes
+            # an error, so it does not matter which of those here it is taken for.
+            letter = next((LONG[known] for known in LONG if known.startswith(name)), "")
             if letter in SHORT_WITH_VALUE and letter and not equals:
                 value = next(words, "")
             found[letter] = value

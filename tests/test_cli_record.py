@@ -172,6 +172,16 @@ def test_options_of_perf_go_before_what_is_chosen(
     assert "dummy" in found or len(found.splitlines()) == 1
 
 
+def test_long_options_may_be_abbreviated_as_for_perf(tmp_path: Path) -> None:
+    abbreviated = ("--outp=given", "--ev", "task-clock:u", "--fre", "123", "--call-g", "fp")
+    _, told = record(tmp_path, *abbreviated, "--", "true")
+    assert told == "jitlisten record: the profile is given: jitlisten report given\n"
+    found = events(tmp_path / "given")
+    assert re.fullmatch(r"task-clock:u: .*\}: 123,(?!.*sample_stack_user).*\n(dummy.*\n)?", found)
+    _, told = record(tmp_path, "--ou", "-", "--", "true", status=2)
+    assert "the profile has to be a file" in told
+
+
 def test_a_recording_of_all_processors_leaves_others_alone(tmp_path: Path) -> None:
     options = "-a", "-o", str(tmp_path / "all"), "--"
     with subprocess.Popen(
