@@ -129,6 +129,13 @@ def test_python_functions():
     assert not location.frame.is_interpreter
 
 
+def test_a_python_function_without_a_name_is_unknown():
+    profiles: dict[str, Profile] = {}
+    collect(parsed(HEADER + "\t 1 py:::x+0x1 (/tmp/perf-12.map)\n\n"), Locator(), profiles)
+    ((_, location),) = profiles["cpu-clock:u"].stacks
+    assert location.frame == (Kind.PYTHON, "[unknown]", "x", False)
+
+
 @pytest.mark.tools
 @pytest.mark.parametrize("version", [4, 5])
 def test_inlined_functions_and_lines_are_those_that_addr2line_tells(version, tmp_path):

@@ -70,6 +70,7 @@ class Location(NamedTuple):
     """0 if it is not known."""
 
 
+UNKNOWN = "[unknown]"
 TRUNCATED = Frame(Kind.NATIVE, "[truncated]", "[truncated]")
 """Where a call chain begins that perf could not follow to its end."""
 
@@ -98,12 +99,12 @@ class Locator:
             frame = Frame(kind, call.name or unnamed, call.dso)
             return [Location(frame, frame)]
         if match := PYTHON.fullmatch(call.name):
-            frame = Frame(Kind.PYTHON, match[1], match[2])
+            frame = Frame(Kind.PYTHON, match[1] or UNKNOWN, match[2])
             return [Location(frame, frame)]
         file = self.code_file(call.dso)
         found = file.find(call.address, call.offset) if file else None
         if not file or not found:
-            frame = Frame(kind, printable(demangle(call.name)) or "[unknown]", "")
+            frame = Frame(kind, printable(demangle(call.name)) or UNKNOWN, "")
             return [Location(frame, frame, call.address, call.dso)]
         function, address = found
         if not is_innermost and address > function.address:
