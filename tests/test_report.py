@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from jit import EXAMPLES
+from perftools import record as recorded
 from recordings import SHARE, lines, report, table
 from reported import NAMES
 from tools import PROGRAMS, run, tool
@@ -202,7 +204,39 @@ def test_functions_of_python_are_no_jit_functions(record, way):
     assert not re.search(r"py::[^;]*_\[j\]", collapsed)
 
 
+def test_code_without_names_comes_with_what_to_do_about_it(tmp_path):
+    program = (sys.executable, f"{PROGRAMS}/reported.py", "collatz", "mcjit")
+    data = recorded(tmp_path, *program, options=("-g",)).data
+    hint = (
+        r"jitlisten report: \d\d% are in JIT code without names: record the program with"
+        r" `jitlisten record`, or do `jitlisten map PID` while it runs\n"
+    )
+    said = command(data)
+    assert re.search(hint, said)
+    assert "[unknown]" in said
+    no_such_name, last = command(data, "--annotate", "steps", status=1).splitlines(keepends=True)
+    assert "no sample is in a JIT function called 'steps'" in no_such_name
+    assert re.fullmatch(hint, last)
+
+
 # Errors
+
+
+def test_that_files_of_code_are_gone_is_said_and_what_has_gone_with_them(tmp_path):
+    program = (sys.executable, f"{PROGRAMS}/reported.py", "collatz", "mcjit")
+    jitlisten = (sys.executable, "-m", "jitlisten")
+    data = tmp_path / "perf.data"
+    environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
+    run(*jitlisten, "record", "-o", str(data), "--", *program, env=environment)
+    (image,) = tmp_path.rglob("*.so")
+    assert "steps" in command(data)
+    shutil.rmtree(image.parent)
+    *_, said = command(data, status=1).splitlines()
+    assert said == (
+        "jitlisten report: names and lines of JIT code are gone with its files, which"
+        f" `jitlisten clean` or somebody else has removed; record again: {image}"
+    )
+    assert command(data, "--annotate", "steps", status=1).endswith(said + "\n")
 
 
 def error(data: Path | str, *options: str, **variables: str) -> str:

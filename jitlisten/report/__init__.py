@@ -21,6 +21,7 @@ from .samples import read_samples
 __all__ = ["main"]
 
 FORMATS = ("collapsed", "speedscope", "firefox")
+NOTABLE = 0.05  # of all samples, in JIT code without names, for a hint
 
 
 def main(arguments: list[str]) -> int:
@@ -36,6 +37,7 @@ def _report(options: Namespace) -> int:
     locator = Locator()
     profiles: dict[str, Profile] = {}
     problems: list[str] = []
+    hints: list[str] = []
     try:
         try:
             collect(read_samples(options.data), locator, profiles)
@@ -43,15 +45,24 @@ def _report(options: Namespace) -> int:
             if not profiles:
                 raise
             problems.append(f"{error}; this is what comes before")
-        _show(_chosen(profiles, options), locator, options)
+        profile = _chosen(profiles, options)
+        if profile.nameless >= NOTABLE and not locator.missing:
+            hints.append(
+                f"{profile.nameless:.0%} are in JIT code without names: record the program with"
+                " `jitlisten record`, or do `jitlisten map PID` while it runs"
+            )
+        _show(profile, locator, options)
         sys.stdout.flush()
     except JITListenerError as error:
         problems.append(str(error))
     if locator.missing:
         files = "; ".join(locator.missing[:3]) + ("; …" if len(locator.missing) > 3 else "")
-        problems.append(f"there are no lines of JIT code whose files are gone: {files}")
-    for problem in problems + locator.problems:
-        print("jitlisten report:", " ".join(problem.split()), file=sys.stderr)
+        problems.append(
+            "names and lines of JIT code are gone with its files, which `jitlisten clean` or"
+            f" somebody else has removed; record again: {files}"
+        )
+    for line in problems + locator.problems + hints:
+        print("jitlisten report:", " ".join(line.split()), file=sys.stderr)
     return 1 if problems or locator.problems else 0
 
 

@@ -17,7 +17,7 @@ from ..printable import printable
 from .codefiles import CodeFile, Function, Place, is_code_file, kept
 from .samples import Call
 
-__all__ = ["Frame", "Kind", "Location", "Locator"]
+__all__ = ["NAMELESS", "UNKNOWN", "Frame", "Kind", "Location", "Locator"]
 
 PYTHON = re.compile(r"py::(.*?):(.*)", re.DOTALL)  # `py::FUNCTION:FILE`, CPython 3.12 and newer
 # Memory that is of no file. perf calls it by the map file that it looks into for names.
@@ -71,6 +71,8 @@ class Location(NamedTuple):
 
 
 UNKNOWN = "[unknown]"
+NAMELESS = Frame(Kind.JIT, UNKNOWN, "")
+"""JIT code of which nothing is known."""
 TRUNCATED = Frame(Kind.NATIVE, "[truncated]", "[truncated]")
 """Where a call chain begins that perf could not follow to its end."""
 
@@ -82,7 +84,7 @@ class Locator:
         self.problems: list[str] = []
         """Which files of JIT code are malformed, and how."""
         self.missing: list[str] = []
-        """Those that cannot be opened: there are no lines of what is in them."""
+        """Those that cannot be opened: there are neither names nor lines of what is in them."""
         self._files: dict[str, CodeFile | None] = {}
         self._without_lines: set[str] = set()
 
@@ -104,7 +106,8 @@ class Locator:
         file = self.code_file(call.dso)
         found = file.find(call.address, call.offset) if file else None
         if not file or not found:
-            frame = Frame(kind, printable(demangle(call.name)) or UNKNOWN, "")
+            name = printable(demangle(call.name))
+            frame = Frame(kind, name, "") if name else NAMELESS
             return [Location(frame, frame, call.address, call.dso)]
         function, address = found
         if not is_innermost and address > function.address:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple, TypeVar
 
-from .locations import Frame, Kind, Location, Locator
+from .locations import NAMELESS, UNKNOWN, Frame, Kind, Location, Locator
 from .samples import Call, Sample
 
 __all__ = ["Profile", "Recorded", "Thread", "Weight", "collect"]
 
 CLOCKS = ("cpu-clock", "task-clock")
-UNKNOWN = Frame(Kind.NATIVE, "[unknown]", "[unknown]")
-NOWHERE = Location(UNKNOWN, UNKNOWN)
+UNFOLLOWED = Frame(Kind.NATIVE, UNKNOWN, UNKNOWN)
+NOWHERE = Location(UNFOLLOWED, UNFOLLOWED)
 
 Key = TypeVar("Key")
 
@@ -95,6 +95,13 @@ class Profile:
         for (_, location), weight in zip(self.stacks, self.weights, strict=True):
             kinds[location.frame.kind] += weight.self
         return kinds
+
+    @property
+    def nameless(self) -> float:
+        """The part of the weight, at most 1, that is in JIT code without a name."""
+        places = zip(self.stacks, self.weights, strict=True)
+        own = sum(weight.self for (_, at), weight in places if at.function == NAMELESS)
+        return own / self.weight
 
     def by(self, key: Callable[[Location], Key | None]) -> dict[Key, Weight]:
         """What all the places have that have the same `key`; those without one are left out."""
