@@ -14,6 +14,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -46,7 +47,7 @@ class Registered:
     """An object in the list of an engine."""
 
     library: str
-    """Path of the file whose descriptor it is in."""
+    """Path of the file whose descriptor it is in; of several, the first one in load order."""
     entry: int
     """Address of its entry."""
     image_size: int
@@ -72,6 +73,7 @@ class Target:
     def registered(self) -> Iterator[Registered]:
         """What all engines there have registered, in load order of the engines, oldest first.
 
+        What is in the lists of several, as after `jitlisten run --gdb-all`, is that of the first.
         Raises GDBJITError if it cannot be read, or if there is nothing to read.
         """
         descriptors = gdbjit.descriptors(self.pid, core=self.core)
@@ -79,12 +81,19 @@ class Target:
             raise NothingLoaded(
                 f"{self}: no JIT: no file loaded there has the symbol __jit_debug_descriptor"
             )
+        before: set[bytes] = set()  # digests of the images in the lists that have been read
         count = 0
         for descriptor in descriptors:
+            here: set[bytes] = set()
             for entry, image in descriptor.images():
                 count += 1
+                if len(descriptors) > 1:
+                    here.add(digest := sha256(image).digest())
+                    if digest in before:
+                        continue
                 obj = registered_object(descriptor, image)
                 yield Registered(descriptor.library, entry.address, entry.size, obj)
+            before |= here
         if not count:
             engines = ", ".join(Path(descriptor.library).name for descriptor in descriptors)
             raise NothingLoaded(f"{self}: no JIT'd code now: {engines} has no object")

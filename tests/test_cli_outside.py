@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from outside import NOBODY, command, listed, refused, running
 from targets import line, target
-from tools import JITLISTEN, run
+from tools import JITLISTEN, PROGRAMS, run
 
 import jitlisten
+from gdbjit import descriptors
 
 pytestmark = pytest.mark.tools
 
@@ -149,6 +150,22 @@ def test_no_map_is_written_where_an_object_cannot_be_read(one_of_three_malformed
     said = refused("map", pid)
     assert f"process {pid}: the object of the entry at 0x" in said
     assert not Path(f"/tmp/perf-{pid}.map").exists()
+
+
+def test_what_two_lists_have_is_shown_once_as_that_of_the_first(tmp_path: Path) -> None:
+    program = (sys.executable, f"{PROGRAMS}/jit.py", "mcjit", "--all", "--loop")
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        assert len([d for d in descriptors(process.pid) if d.entries()]) == 2
+        (found,) = listed(process.pid)
+        assert found["engine"] == "libllvmlite.so"
+        assert len(command("dump", process.pid, "-o", tmp_path)[0].splitlines()) == 1
+        assert "2 functions in" in command("map", process.pid)[0]
+        process.communicate()
+    Path(f"/tmp/perf-{process.pid}.map").unlink()
 
 
 # What cannot be looked at
