@@ -18,7 +18,10 @@ With `--json`, one object on stdout; addresses are numbers:
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import select
 import sys
 import time
 from argparse import ArgumentTypeError
@@ -47,6 +50,7 @@ WIDEST = 40  # characters that others are padded to; what is longer is whole
 NARROWEST = 16  # characters of a line of a name, however narrow the terminal is
 UNLIMITED = 1 << 30  # columns, where nobody's screen ends
 LONGEST = 200  # characters of the rule
+MOMENT = 1  # second
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,10 @@ def _list(target: Target, as_json: bool) -> int:
 
 
 def _watch(target: Target, as_json: bool, interval: float) -> int:
-    """List what there is every `interval` seconds, until the process ends."""
+    """List what there is every `interval` seconds, until the process ends.
+
+    That is no error, once there was a listing.
+    """
     console = Console()
     seen: dict[tuple[int, tuple[Function, ...]], float] = {}
     looked = False
@@ -118,6 +125,8 @@ def _watch(target: Target, as_json: bool, interval: float) -> int:
                     raise
                 rows, problem = [], ""
             if problem and not rows:
+                if looked and target.pid is not None and _ends(target.pid):
+                    return 0
                 break
             first = now if looked else -inf
             looked = True
@@ -132,6 +141,18 @@ def _watch(target: Target, as_json: bool, interval: float) -> int:
             time.sleep(interval)
     print(f"jitlisten list: {problem}", file=sys.stderr)
     return 1
+
+
+def _ends(pid: int) -> bool:
+    """Whether a process has ended, or does so in a moment: its memory is gone a little earlier."""
+    try:
+        process = os.pidfd_open(pid)
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    try:
+        return bool(select.select([process], [], [], MOMENT)[0])
+    finally:
+        os.close(process)
 
 
 def _show(console: Console, rows: Sequence[Row]) -> None:

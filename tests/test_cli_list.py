@@ -185,13 +185,48 @@ say("more"); wait()
             assert watching.stderr
             for last in watching.stdout:
                 assert len(json.loads(last)["objects"]) == 2
-            assert watching.wait() == 1
-            assert re.fullmatch(
-                rf"jitlisten list: process {process.pid}: .*\n", watching.stderr.read()
-            )
+            assert watching.stderr.read() == ""
+            assert watching.wait() == 0
     assert [found["age"] for found in before] == [None]
     assert ages[0] is None
     assert 0 < ages[1] < 30
+
+
+def test_watch_of_a_process_nobody_has_waited_for_ends_with_it() -> None:
+    with target("gdbjit.register(image); say('ready'); wait()") as process:
+        assert line(process) == "ready"
+        with watch(process.pid) as watching:
+            assert len(shown(watching)) == 1
+            process.kill()  # a zombie from here on
+            _, said = watching.communicate(timeout=60)
+        assert (watching.returncode, said) == (0, "")
+
+
+def test_watch_of_a_process_that_has_ended_already_is_an_error() -> None:
+    with target("") as process:
+        process.wait()
+    with watch(process.pid) as watching:
+        out, said = watching.communicate(timeout=60)
+    assert (watching.returncode, out) == (1, "")
+    assert re.fullmatch(rf"jitlisten list: process {process.pid}: .*\n", said)
+
+
+def test_watch_says_what_keeps_it_from_going_on() -> None:
+    script = """
+gdbjit.register(image); say("ready"); wait()
+descriptor = CodeDescriptor.from_address(gdbjit.own_descriptor().address)
+descriptor.first = 1 << 40
+say("corrupt"); wait()
+"""
+    with target(script) as process:
+        assert line(process) == "ready"
+        with watch(process.pid) as watching:
+            assert len(shown(watching)) == 1
+            go_on(process)
+            assert line(process) == "corrupt"
+            _, said = watching.communicate(timeout=60)
+        assert watching.returncode == 1
+        assert re.fullmatch(r"jitlisten list: .* cannot read 32 bytes at 0x10000000000: .*\n", said)
 
 
 def test_a_long_list_is_right_while_the_program_loads_and_unloads() -> None:
