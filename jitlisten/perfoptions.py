@@ -7,7 +7,7 @@ import re
 
 from . import perfchecks
 
-__all__ = ["options_chosen", "options_given", "split"]
+__all__ = ["TARGETS", "options_chosen", "options_given", "split"]
 
 SHORT_WITH_VALUE = "CDFGcejkmoprtu"
 """Short options of `perf record` that take a value, which may be the next word."""
@@ -25,7 +25,8 @@ LONG = {
     "tid": "t",
     "uid": "u",
 }
-TARGETS = "aCptu"
+TARGETS = set("aCptu")
+"""Options that say what is recorded other than the program."""
 BUILD_IDS_OF_MAPPINGS = (5, 12)  # since that Linux
 
 
@@ -84,7 +85,7 @@ def options_chosen(given: dict[str, str], pid: int) -> list[str]:
     if "g" not in given:
         # Python is built without frame pointers, and its stacks are deep.
         options.append("--call-graph=dwarf,16384")
-    if not given.keys() & set(TARGETS):
+    if not given.keys() & TARGETS:
         # Without the files that it has mapped now: of one that the program maps, too, perf would
         # take the first place for the other when it unwinds.
         options += [f"--pid={pid}", "--synth=task"]

@@ -30,7 +30,7 @@ from listeners.errors import JITListenerError
 from . import perfchecks
 from .checks import first_line
 from .inject import name_dumped
-from .perfoptions import options_chosen, options_given, split
+from .perfoptions import TARGETS, options_chosen, options_given, split
 from .perftool import messages, perf_tool
 from .run import become, listening, refuse
 
@@ -67,9 +67,12 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(options):
         parser.print_help()
         return 0
-    if not command:
-        parser.error("no program is given, or no -- before it")
     given = options_given(options)
+    if not command:
+        problem = "no program is given, or no -- before it"
+        if given.keys() & TARGETS:
+            problem += "; for what runs already, `perf record -p PID …` and `jitlisten map PID`"
+        parser.error(problem)
     output = Path(given.get("o") or "perf.data")
     if str(output) == "-":
         parser.error("the profile has to be a file")

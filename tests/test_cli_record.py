@@ -356,6 +356,10 @@ def test_without_permission_it_says_what_doctor_says(tmp_path: Path) -> None:
         (["-o", "-", "--", "true"], 2, "error: the profile has to be a file"),
         (["-F", "99", "true"], 2, "error: no program is given, or no -- before it"),
         ([], 2, "error: no program is given"),
+        *(
+            (options, 2, "for what runs already, `perf record -p PID …` and `jitlisten map PID`")
+            for options in (["-p", "1"], ["--pid=1"], ["-a"], ["-gt", "1"])
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_before_the_program_runs(
