@@ -35,6 +35,8 @@ __all__ = [
     "target_parser",
 ]
 
+LLVMLITE = "libllvmlite.so"
+
 T = TypeVar("T")
 
 
@@ -96,7 +98,10 @@ class Target:
             before |= here
         if not count:
             engines = ", ".join(Path(descriptor.library).name for descriptor in descriptors)
-            raise NothingLoaded(f"{self}: no JIT'd code now: {engines} has no object")
+            problem = f"{self}: no JIT'd code now: {engines} has no object"
+            if LLVMLITE in engines:
+                problem += " (LLVM does not list what JITLink links; `jitlisten run --gdb` does)"
+            raise NothingLoaded(problem)
 
     def look(self, into: Callable[[Registered], T]) -> tuple[list[T], list[str]]:
         """What `into` makes of each object; and why some cannot be read, of which it raised

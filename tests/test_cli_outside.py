@@ -191,6 +191,22 @@ def test_a_jit_that_has_nothing_loaded_is_one_line() -> None:
         assert "libllvmlite.so has no object" in refused("list", process.pid)
 
 
+def test_that_jitlink_s_code_is_not_listed_is_said_where_there_may_be_some() -> None:
+    note = " has no object (LLVM does not list what JITLink links; `jitlisten run --gdb` does)\n"
+    program = (sys.executable, f"{PROGRAMS}/jit.py", "jitlink", "--attach", "never", "--loop")
+    with subprocess.Popen(
+        program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        for name in ("list", "map", "dump", "symbolize", "stackmap"):
+            assert refused(name, process.pid).endswith(f"libllvmlite.so{note}")
+        process.communicate()
+    with target("gdbjit.own_descriptor(); say('ready'); wait()") as process:
+        assert line(process) == "ready"
+        assert refused("list", process.pid).endswith(" has no object\n")
+
+
 def test_no_right_to_look_is_explained() -> None:
     # This user may not even read the modules of the tests' Python: all is loaded before.
     script = f"""
