@@ -93,3 +93,30 @@ def profile(
     """A recording of `programs/profiled.py`; `settings` are those of `record`."""
     program = (f"{PROGRAMS}/profiled.py", way, engine, scene, *options)
     return record(directory, sys.executable, *program, inject=way == "jitdump", **settings)
+
+
+def container(directory: Path, *command: str) -> tuple[str, ...]:
+    """A command in pid and mount namespaces of its own, with an empty /tmp but for `directory`
+    and this project."""
+    hidden = directory / "outside"
+    hidden.mkdir(exist_ok=True)
+    script = f"""
+        set -e
+        mount --rbind / {hidden}
+        cd {hidden}
+        mount -t tmpfs none /tmp
+        for place in {directory} {ROOT}; do
+            mkdir -p $place
+            mount --bind ./$place $place
+        done
+        exec "$@"
+    """
+    unshare = (tool("unshare"), "--mount", "--pid", "--mount-proc", "--fork")
+    return (*unshare, "sh", "-c", script, "sh", *command)
+
+
+def clean(directory: Path) -> str:
+    """What `jitlisten clean` says of `directory`. It has a /tmp of its own: in the real one is what
+    others may still want to report."""
+    command = container(directory, sys.executable, "-m", "jitlisten", "clean")
+    return run(*command, env={**os.environ, "JITDUMPDIR": str(directory), "PYTHONPATH": PATH})

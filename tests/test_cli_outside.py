@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from outside import NOBODY, command, listed, refused, running
+from perftools import container
 from targets import line, target
 from tools import JITLISTEN, PROGRAMS, run
 
@@ -71,11 +72,15 @@ def test_names_that_would_disturb_a_terminal_are_shown_harmlessly() -> None:
     assert explained == f"{address:#x} ?[31mred+0x0\n"
 
 
-def test_a_full_disk_is_said(tiny: int) -> None:
-    for arguments in (("list", tiny), ("clean",), ("--version",)):
+def test_a_full_disk_is_said(tiny: int, tmp_path: Path) -> None:
+    for name, program in {
+        "list": (*JITLISTEN, "list", str(tiny)),
+        "clean": container(tmp_path, *JITLISTEN, "clean"),
+        "--version": (*JITLISTEN, "--version"),
+    }.items():
         with open("/dev/full", "w") as full:
             done = subprocess.run(
-                [*JITLISTEN, *map(str, arguments)],
+                program,
                 stdout=full,
                 stderr=subprocess.PIPE,
                 env={**os.environ, "JITDUMPDIR": "/proc"},
@@ -84,7 +89,7 @@ def test_a_full_disk_is_said(tiny: int) -> None:
                 check=False,
             )
         assert done.returncode == 1
-        assert done.stderr == f"jitlisten {arguments[0]}: cannot write: No space left on device\n"
+        assert done.stderr == f"jitlisten {name}: cannot write: No space left on device\n"
 
 
 def test_errors_stay_out_of_the_output_where_stderr_is_closed() -> None:

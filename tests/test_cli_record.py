@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from denied import deny
-from perftools import Recording
+from perftools import Recording, container
 from tools import JITLISTEN, PROGRAMS, heed, run, tool
 
 pytestmark = pytest.mark.tools
@@ -197,6 +197,26 @@ def test_a_recording_of_all_processors_leaves_others_alone(tmp_path: Path) -> No
         process.communicate("\n", timeout=60)
     assert process.returncode == 0
     assert Recording(tmp_path / "other").shares()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="dumps of Python came with Python 3.13")
+def test_the_names_of_python_are_there_until_they_are_cleaned(app: Path) -> None:
+    script = f"""
+import subprocess, sys
+from pathlib import Path
+for arguments in (["record", "--", sys.executable, {str(app)!r}], ["report", "--tree"], ["clean"]):
+    if arguments == ["clean"]:
+        print(len([*Path("/tmp").glob("jit-*.dump")]), [*Path("/tmp").glob("jitted-*")] != [])
+    subprocess.run([*{RECORD[:-1]!r}, *arguments], check=True)
+print(*Path("/tmp").glob("jit*-*"))
+"""
+    said = run(
+        *container(app.parent, "sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", str(app.parent)),
+        *(sys.executable, "-c", script),
+        env={**os.environ, "JITDUMPDIR": str(app.parent)},
+    )
+    assert re.search(r" work  app\.py\n", said)
+    assert re.search(r"\n1 True\n1 removed from .*\n\d\d+ removed from /tmp: .*\n\n$", said)
 
 
 # The program runs as it would

@@ -15,6 +15,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 from jit import LINKERS, Long, Program, source_ir
 from objects import OBJECTS, emitted, placed
+from perftools import clean, container
 from tools import PROGRAMS, gdb, run, tool
 
 import listeners
@@ -409,6 +410,7 @@ print("longest", Long(longest)(10), images.problems)
     assert list(tmp_path.glob("steps-*.so"))
 
 
+@pytest.mark.tools
 def test_the_files_are_in_a_directory_of_the_run_until_they_are_cleaned(tmp_path):
     environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
     command = (sys.executable, "-m", "jitlisten")
@@ -421,16 +423,18 @@ program = Program("mcjit")
 program.load(source_ir(), "steps")
 subprocess.run({[*command, "clean"]!r}, check=True)
 """
-    said = run(*command, "run", "--images", sys.executable, "-c", source, env=environment)
-    assert "0 removed" in said
+    program = (*command, "run", "--images", sys.executable, "-c", source)
+    said = run(*container(tmp_path, *program), env=environment)
+    assert f"0 removed from {tmp_path}" in said
     (directory,) = tmp_path.glob(".debug/jit/jit-listeners-*")
     assert oct(directory.stat().st_mode) == "0o40700"
     assert len(list(directory.iterdir())) == 1
-    assert "1 removed" in run(*command, "clean", env=environment)
+    assert f"1 removed from {tmp_path}" in clean(tmp_path)
     assert not directory.exists()
-    assert "0 removed" in run(*command, "clean", env=environment)
+    assert f"0 removed from {tmp_path}" in clean(tmp_path)
 
 
+@pytest.mark.tools
 def test_a_daemon_that_has_closed_all_files_keeps_the_directory(tmp_path):
     environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
     command = (sys.executable, "-m", "jitlisten")
@@ -449,9 +453,11 @@ while os.getppid() == parent:
     pass
 subprocess.run({[*command, "clean"]!r}, check=True)
 """
-    said = run(*command, "run", "--images", sys.executable, "-c", source, env=environment)
-    assert "0 removed" in said, said
-    assert "1 removed" in run(*command, "clean", env=environment)
+    program = (*command, "run", "--images", sys.executable, "-c", source)
+    to_its_end = ("sh", "-c", '"$@" | cat', "sh")
+    said = run(*container(tmp_path, *to_its_end, *program), env=environment)
+    assert f"0 removed from {tmp_path}" in said
+    assert f"1 removed from {tmp_path}" in clean(tmp_path)
 
 
 @pytest.mark.tools

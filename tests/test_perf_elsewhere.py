@@ -7,33 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from perftools import PATH, ROOT, Recording, record
+from perftools import PATH, Recording, clean, container, record
 from tools import PROGRAMS, run, tool
 
 pytestmark = pytest.mark.tools
 
 WAYS = ("images", "jitdump", "map")
 PROFILED = (sys.executable, f"{PROGRAMS}/profiled.py")
-
-
-def container(directory: Path, *command: str) -> tuple[str, ...]:
-    """A command in pid and mount namespaces of its own, with an empty /tmp but for `directory`
-    and this project."""
-    hidden = directory / "outside"
-    hidden.mkdir(exist_ok=True)
-    script = f"""
-        set -e
-        mount --rbind / {hidden}
-        cd {hidden}
-        mount -t tmpfs none /tmp
-        for place in {directory} {ROOT}; do
-            mkdir -p $place
-            mount --bind ./$place $place
-        done
-        exec "$@"
-    """
-    unshare = (tool("unshare"), "--mount", "--pid", "--mount-proc", "--fork")
-    return (*unshare, "sh", "-c", script, "sh", *command)
 
 
 def hot_function(recording: Recording) -> str:
@@ -69,7 +49,6 @@ def test_every_way_names_code_of_a_container_while_it_runs(way: str, tmp_path: P
 
 @pytest.mark.parametrize("way", ["images", "jitdump"])
 def test_clean_keeps_what_a_program_of_another_container_uses(way: str, tmp_path: Path) -> None:
-    clean = (sys.executable, "-m", "jitlisten", "clean")
     environment = {**os.environ, "JITDUMPDIR": str(tmp_path), "PYTHONPATH": PATH}
     with subprocess.Popen(
         (tool("unshare"), "--pid", "--mount-proc", "--fork", *PROFILED, way, "mcjit", "loop"),
@@ -81,9 +60,38 @@ def test_clean_keeps_what_a_program_of_another_container_uses(way: str, tmp_path
         assert process.stdout
         assert process.stdout.readline() == "pid 1\n"
         process.stdout.readline()
-        assert "0 removed" in run(*clean, env=environment)
+        assert f"0 removed from {tmp_path}" in clean(tmp_path)
         process.communicate()
-    assert "1 removed" in run(*clean, env=environment)
+    assert f"1 removed from {tmp_path}" in clean(tmp_path)
+
+
+def test_clean_removes_from_tmp_what_ended_processes_of_this_user_have_left(
+    tmp_path: Path,
+) -> None:
+    script = """
+import os, subprocess, sys
+from pathlib import Path
+os.chdir("/tmp")
+mine = os.getpid()
+ended = int(subprocess.check_output([sys.executable, "-c", "import os; print(os.getpid())"]))
+gone = [f"jit-{ended}.dump", f"jitted-{ended}-0.so", f"jitted-{ended}-12.so"]
+kept = [f"jit-{mine}.dump", f"jitted-{mine}-0.so", f"jit-{ended}.txt", f"steps-{ended}-0.so"]
+theirs = [f"jit-{ended + 1}.dump", f"jitted-{ended + 1}-0.so"]
+for name in gone + kept + theirs:
+    Path(name).write_bytes(b"x")
+for name in theirs:
+    os.chown(name, 65534, 65534)
+Path(f"jit-{ended + 2}.dump").symlink_to(kept[0])
+Path(f"jitted-{ended}-1.so").mkdir()
+print(*sorted(set(os.listdir()) - set(gone)), flush=True)
+subprocess.run([sys.executable, "-m", "jitlisten", "clean"], check=True)
+print(*sorted(os.listdir()))
+"""
+    environment = {**os.environ, "JITDUMPDIR": str(tmp_path), "PYTHONPATH": PATH}
+    said = run(*container(tmp_path, sys.executable, "-c", script), env=environment)
+    expected, _, removed, left = said.splitlines()
+    assert left == expected
+    assert removed == "3 removed from /tmp: 0.0 MB"
 
 
 @pytest.mark.parametrize("way", WAYS)
