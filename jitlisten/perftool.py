@@ -1,4 +1,4 @@
-"""The perf that this machine has, and what it says."""
+"""The perf that this machine has, what it says, and what its recordings have from us."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import IO
 
 from listeners.errors import JITListenerError
 
-__all__ = ["messages", "perf_tool"]
+__all__ = ["STARTER", "messages", "perf_tool"]
+
+STARTER = "jitlisten start"
+"""What a process is called that `jitlisten record` has made, until it becomes the program: as many
+characters as the kernel has room for."""
 
 
 def perf_tool() -> str:

@@ -31,7 +31,7 @@ from . import perfchecks
 from .checks import first_line
 from .inject import name_dumped
 from .perfoptions import TARGETS, options_chosen, options_given, split
-from .perftool import messages, perf_tool
+from .perftool import STARTER, messages, perf_tool
 from .run import become, listening, refuse
 
 __all__ = ["main"]
@@ -43,7 +43,7 @@ MONOTONIC = ("mono", "monotonic", "CLOCK_MONOTONIC", "1")
 
 PYTHON_NAMES = ("PYTHONPERFSUPPORT", "PYTHON_PERF_JIT_SUPPORT")
 """Variables for Python's names: in the map file (3.12); in a dump, with call frames (3.13)."""
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15  # linux/prctl.h
 FROM_KERNEL = 0x80  # SI_KERNEL of asm-generic/siginfo.h: the terminal's signals
 PASSED_ON = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
 
@@ -184,6 +184,7 @@ class _Program:
     def _become(self, gate: int, command: list[str]) -> NoReturn:
         status = 1
         try:
+            ctypes.CDLL(None).prctl(PR_SET_NAME, STARTER.encode())
             if message := os.read(gate, 1000).decode():
                 os.close(gate)
                 listener, *variables = message.split(",")

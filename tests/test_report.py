@@ -307,6 +307,16 @@ def test_output_that_cannot_be_written(record, tmp_path):
         assert said == "jitlisten report: cannot write: No space left on device\n"
 
 
+def test_what_jitlisten_record_does_before_the_program_begins_is_left_out(tmp_path):
+    data = tmp_path / "perf.data"
+    often = ("-e", "cpu-clock", "-c", "50000", "-g", "-o", str(data))
+    run(sys.executable, "-m", "jitlisten", "record", *often, "--", "sleep", "0.01")
+    said = run(tool("perf"), "script", "-i", str(data), "-G", "-F", "comm")
+    comms = Counter(line.strip() for line in said.splitlines())
+    assert len(comms) == 2
+    assert report(data).startswith(f"sleep: {comms['sleep']:,} samples, ")
+
+
 def test_one_of_several_events(tmp_path):
     data = tmp_path / "perf.data"
     run(

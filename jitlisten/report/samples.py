@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from listeners.errors import JITListenerError
 
-from ..perftool import perf_tool
+from ..perftool import STARTER, perf_tool
 from ..printable import printable
 
 __all__ = ["Call", "Sample", "parse_samples", "read_samples"]
@@ -61,7 +61,7 @@ class Sample(NamedTuple):
 
 
 def read_samples(path: str | os.PathLike[str]) -> Iterator[Sample]:
-    """The samples of a recording, in the order of time.
+    """The samples of a recording, in the order of time, without those of what started the program.
 
     Raises JITListenerError if there is no perf, or it cannot read the file, or not all of it: then
     after the samples that there are.
@@ -86,7 +86,7 @@ def read_samples(path: str | os.PathLike[str]) -> Iterator[Sample]:
         with ExitStack() as undo:
             undo.callback(perf.kill)
             lines = io.TextIOWrapper(perf.stdout, "utf-8", "replace", newline="\n")
-            yield from parse_samples(lines)
+            yield from (sample for sample in parse_samples(lines) if sample.comm != STARTER)
             undo.pop_all()
         if perf.wait():
             messages.seek(0)
