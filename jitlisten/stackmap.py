@@ -100,7 +100,10 @@ def _show_process(target: Target, as_json: bool) -> int:
 
 
 def show(objects: Iterable[RecordingObject], *, as_json: bool) -> int:
-    """Show what objects record; gives the exit status: 1 where anything is not understood."""
+    """Show what objects record; gives the exit status: 1 where anything is not understood.
+
+    Tables are of those objects that have recorded anything.
+    """
     status = 0
     described = []
     for one in objects:
@@ -112,8 +115,11 @@ def show(objects: Iterable[RecordingObject], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"objects": described}, indent=2))
     else:
-        for found in described:
+        of_interest = [one for one in described if any(one[key] for key in one if key != "name")]
+        for found in of_interest:
             _print_tables(found)
+        if described and not of_interest:
+            print("nothing recorded")
     if any("error" in safepoint for found in described for safepoint in found["safepoints"]):
         status = 1
     return status
@@ -291,8 +297,6 @@ def _print_tables(found: Json) -> None:
                 for place in one.get("safepoints", [one])
             ],
         )
-    if not any(found[title] for title in found if title != "name"):
-        console.print(Text("nothing recorded"))
 
 
 def _place(place: Json) -> str:

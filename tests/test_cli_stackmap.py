@@ -167,6 +167,21 @@ def test_objects_with_changed_bytes_are_shown_or_refused(capsys):
     assert 50 < refused < 550
 
 
+def test_an_object_with_nothing_recorded_has_no_table_unless_all_are_such(capsys):
+    nothing = RecordingObject("nothing", compiled("@x = global i64 1"), None)
+    recording = RecordingObject("recording", compiled(chain(0, depth=1)), None)
+    assert show([nothing, recording, nothing], as_json=False) == 0
+    table = rows(capsys.readouterr().out)
+    assert table[0] == "recording"
+    assert "Safepoints" in table
+    assert not {"nothing", "nothing recorded"} & set(table)
+    assert show([nothing, nothing], as_json=False) == 0
+    assert capsys.readouterr().out == "nothing recorded\n"
+    assert show([nothing, recording], as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)["objects"]
+    assert [one["name"] for one in found] == ["nothing", "recording"]
+
+
 LOADED = """
 import sys
 from pathlib import Path
