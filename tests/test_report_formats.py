@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 
 import pytest
 from jit import EXAMPLES
 from recordings import lines, report, table, weights
+from tools import run, tool
 
 pytestmark = pytest.mark.tools
 
@@ -31,6 +33,9 @@ def test_speedscope(record, tmp_path):
     file = json.loads(written.read_text())
     # https://www.speedscope.app/file-format-schema.json
     assert file["$schema"] == "https://www.speedscope.app/file-format-schema.json"
+    comms = run(tool("perf"), "script", "-i", str(data), "-G", "-F", "comm").splitlines()
+    ((name, _),) = Counter(map(str.strip, comms)).most_common(1)
+    assert file["name"] == f"{name}: cpu-clock"
     frames = file["shared"]["frames"]
     assert all(isinstance(frame["name"], str) for frame in frames)
     assert file["activeProfileIndex"] in range(len(file["profiles"]))
@@ -49,6 +54,18 @@ def test_speedscope(record, tmp_path):
     counted = table(data)
     assert own["both"] / counted["both"] == pytest.approx(own["child"] / counted["child"])
     assert sum(own.values()) == weights(data)[0]
+
+
+@pytest.mark.parametrize("view", ["--svg", "--format=collapsed", "--format=firefox"])
+def test_what_is_written_to_a_file_takes_no_rich(view, record, tmp_path):
+    options = (view, "-o") if view.startswith("--format") else (view,)
+    script = (
+        "import sys, jitlisten; status = jitlisten.main(['report', *sys.argv[1:]]);"
+        " sys.exit(status or 'rich' in sys.modules)"
+    )
+    data = record("images", "collatz", "mcjit")
+    run(sys.executable, "-c", script, *options, str(tmp_path / "file"), str(data))
+    assert (tmp_path / "file").stat().st_size
 
 
 def test_firefox(record):

@@ -17,7 +17,7 @@ from listeners.errors import JITListenerError
 
 from .codefiles import CodeFile, Function
 from .locations import Frame, Kind, Location, Locator
-from .looks import STYLES, base_name, console, heading, share, source_lines
+from .looks import STYLES, base_name, console, share, source_lines
 from .profile import Profile, Weight
 
 __all__ = ["show_source"]
@@ -48,7 +48,7 @@ def show_source(profile: Profile, name: str, locator: Locator) -> None:
     """
     functions = _find(profile, name)
     out = console()
-    out.print(heading(profile))
+    out.print(Text(profile.heading))
     for frame, weight in functions:
         own = f"{100 * weight.self / profile.weight:.1f} % self"
         total = f"{100 * weight.total / profile.weight:.1f} % total"

@@ -34,16 +34,13 @@ def call_tree(profile: Profile) -> Node:
     root = Node(None, "all")
     own: Counter[tuple[int, int]] = Counter()
     samples: Counter[tuple[int, int]] = Counter()
-    comms: dict[int, Counter[str]] = {}
     for sample in profile.samples:
         key = sample.thread.pid, sample.stack
         own[key] += sample.weight
         samples[key] += 1
-        comms.setdefault(sample.thread.pid, Counter())[sample.thread.comm] += 1
-    roots = dict.fromkeys(comms, root)
-    for pid, names in comms.items():
-        ((name, _),) = names.most_common(1)
-        if len(comms) == 1:
+    roots = dict.fromkeys(profile.processes, root)
+    for pid, name in profile.processes.items():
+        if len(roots) == 1:
             root.name = name
         else:
             roots[pid] = root.callees[pid] = Node(None, f"{name} ({pid})")

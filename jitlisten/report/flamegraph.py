@@ -13,7 +13,6 @@ from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 from .calltree import Node, call_tree
-from .looks import heading
 from .profile import Profile
 
 __all__ = ["flame_graph"]
@@ -45,7 +44,7 @@ def flame_graph(profile: Profile) -> str:
             '<?xml version="1.0" encoding="UTF-8"?>\n',
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}">\n',
             f"<style>\n{here.with_suffix('.css').read_text()}</style>\n",
-            f'<text id="title" x="{MARGIN}" y="26">{_text(str(heading(profile)))}</text>\n',
+            f'<text id="title" x="{MARGIN}" y="26">{_text(profile.heading)}</text>\n',
             *_legend(profile),
             f'<foreignObject id="search-box" class="hidden" x="{MARGIN + 640}" y="36"'
             ' width="220" height="26"><input xmlns="http://www.w3.org/1999/xhtml" id="search"'

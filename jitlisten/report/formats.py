@@ -256,7 +256,7 @@ def _by_thread(profile: Profile) -> list[tuple[Thread, list[Recorded]]]:
 
 
 def _title(profile: Profile) -> str:
-    return f"{call_tree(profile).name}: {profile.event}"
+    return f"{profile.name}: {profile.event}"
 
 
 def _json(value: Any) -> str:

@@ -17,7 +17,6 @@ __all__ = [
     "STYLES",
     "base_name",
     "console",
-    "heading",
     "kinds",
     "share",
     "source_line",
@@ -44,18 +43,6 @@ def share(weight: int, whole: int) -> Text:
     percent = 100 * weight / whole
     style = "bold red" if percent >= 10 else "yellow" if percent >= 2 else ""
     return Text(f"{percent:5.1f} %", style if weight else "dim")
-
-
-def heading(profile: Profile) -> Text:
-    """What was recorded."""
-    comms = list(dict.fromkeys(sample.thread.comm for sample in profile.samples))
-    names = ", ".join(comms[:4]) + (", …" if len(comms) > 4 else "")
-    pids = len({sample.thread.pid for sample in profile.samples})
-    processes = f"{pids} processes, " if pids > 1 else ""
-    amount = f"{profile.weight / 1e9:.2f} s" if profile.is_time else f"{profile.weight:,}"
-    return Text(
-        f"{names}: {processes}{len(profile.samples):,} samples, {amount} of {profile.event}"
-    )
 
 
 def kinds(profile: Profile) -> Text:

@@ -7,6 +7,7 @@ how viewers' formats have it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -69,6 +70,29 @@ class Profile:
     def is_time(self) -> bool:
         """Whether weights are in ns."""
         return self.event.split(":")[0] in CLOCKS
+
+    @cached_property
+    def processes(self) -> dict[int, str]:
+        """The name of each process by its number: the one that most of its samples have."""
+        comms: dict[int, Counter[str]] = {}
+        for sample in self.samples:
+            comms.setdefault(sample.thread.pid, Counter())[sample.thread.comm] += 1
+        return {pid: _most_common(names) for pid, names in comms.items()}
+
+    @property
+    def name(self) -> str:
+        """The name that most samples have."""
+        return _most_common(Counter(sample.thread.comm for sample in self.samples))
+
+    @property
+    def heading(self) -> str:
+        """What was recorded."""
+        comms = list(dict.fromkeys(sample.thread.comm for sample in self.samples))
+        names = ", ".join(comms[:4]) + (", …" if len(comms) > 4 else "")
+        pids = len(self.processes)
+        processes = f"{pids} processes, " if pids > 1 else ""
+        amount = f"{self.weight / 1e9:.2f} s" if self.is_time else f"{self.weight:,}"
+        return f"{names}: {processes}{len(self.samples):,} samples, {amount} of {self.event}"
 
     @cached_property
     def weight(self) -> int:
@@ -145,6 +169,11 @@ class Profile:
         while stack >= 0:
             stack, location = self.stacks[stack]
             yield location
+
+
+def _most_common(names: Counter[str]) -> str:
+    ((name, _),) = names.most_common(1)
+    return name
 
 
 def collect(samples: Iterable[Sample], locator: Locator, profiles: dict[str, Profile]) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .locations import Frame, Kind
-from .looks import STYLES, base_name, console, heading, kinds, share, source_line
+from .looks import STYLES, base_name, console, kinds, share, source_line
 from .profile import Profile, Weight
 
 __all__ = ["show_table"]
@@ -24,7 +24,7 @@ Key = TypeVar("Key")
 def show_table(profile: Profile) -> None:
     """Print it."""
     out = console()
-    out.print(heading(profile))
+    out.print(Text(profile.heading))
     out.print()
     out.print(kinds(profile))
     functions = _hottest(

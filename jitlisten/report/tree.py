@@ -6,7 +6,7 @@ from rich.text import Text
 
 from .calltree import Node, call_tree
 from .locations import Kind
-from .looks import STYLES, base_name, console, heading, kinds, share
+from .looks import STYLES, base_name, console, kinds, share
 from .profile import Profile
 
 __all__ = ["show_tree"]
@@ -19,7 +19,7 @@ RUN = 3  # native functions in a straight chain of more are folded
 def show_tree(profile: Profile) -> None:
     """Print it."""
     out = console()
-    out.print(heading(profile))
+    out.print(Text(profile.heading))
     out.print()
     out.print(kinds(profile))
     out.print(Text("  total     self", "bold"))
