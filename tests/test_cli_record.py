@@ -222,7 +222,10 @@ print(*Path("/tmp").glob("jit*-*"))
 # The program runs as it would
 
 
-@pytest.mark.parametrize("command", ["exit 3", "kill -TERM $$", "kill -SEGV $$", "cat; echo $0 $1"])
+@pytest.mark.parametrize(
+    "command",
+    ["exit 3", "kill -TERM $$", "kill -SEGV $$", "kill -KILL $$", "cat; echo $0 $1"],
+)
 def test_status_input_and_arguments_are_the_program_s(command: str, tmp_path: Path) -> None:
     bare, ours = (
         subprocess.run(
