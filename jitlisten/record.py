@@ -202,14 +202,18 @@ class _Program:
     def wait(self) -> int:
         """Its wait status. Signals to this process are passed on to it meanwhile.
 
-        Those that the terminal sends have reached it already.
+        Those that the terminal sends have reached it already; but of its hangup only the leader
+        of the session is told, until that ends.
         """
+        is_leader = os.getsid(0) == os.getpid()
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 return status
             info = signal.sigwaitinfo({*PASSED_ON, signal.SIGCHLD})
-            if info.si_signo != signal.SIGCHLD and info.si_code != FROM_KERNEL:
+            for_us_alone = is_leader and info.si_signo == signal.SIGHUP
+            has_it = info.si_code == FROM_KERNEL and not for_us_alone
+            if info.si_signo != signal.SIGCHLD and not has_it:
                 os.kill(self.pid, info.si_signo)
 
 
@@ -289,8 +293,11 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _say(what: str) -> None:
-    if sys.stderr:  # it may be closed, and stdout is the program's
-        print(f"jitlisten record: {what}", file=sys.stderr)
+    """On stderr, for stdout is the program's; it may be closed, or its terminal gone."""
+    line = f"jitlisten record: {what}\n".encode(sys.stderr.encoding, "backslashreplace")
+    with suppress(OSError):
+        # Not through its buffer: what stays there fails again when Python ends, with status 120.
+        os.write(2, line)
 
 
 def _die(number: int) -> NoReturn:

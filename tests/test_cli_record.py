@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -256,16 +257,7 @@ def test_after_ctrl_c_the_program_ends_in_its_own_way_and_is_recorded_to_the_end
             "    print('interrupted', afterwards(), flush=True)\n"
             "    raise\n"
         )
-    terminal, end = pty.openpty()
-    with subprocess.Popen(
-        [*RECORD, sys.executable, str(app)],
-        cwd=app.parent,
-        env={**os.environ, "JITDUMPDIR": str(app.parent)},
-        **dict.fromkeys(("stdin", "stdout", "stderr"), end),
-        start_new_session=True,
-        preexec_fn=lambda: (heed(signal.SIGINT), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),
-    ) as process:
-        os.close(end)
+    with in_terminal(app.parent, sys.executable, str(app)) as (process, terminal):
         said = _read_until(terminal, "ready")
         os.write(terminal, b"\x03")
         said += _read_until(terminal, "jitlisten report")
@@ -277,6 +269,48 @@ def test_after_ctrl_c_the_program_ends_in_its_own_way_and_is_recorded_to_the_end
     inside = Recording(app.with_name("perf.data")).chains("steps")
     afterwards = [chain for chain in inside if len(chain) > 10]
     assert len(afterwards) > 40
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("echo ready; exec sleep 60", -signal.SIGHUP),
+        ("trap 'exit 0' HUP; echo ready; sleep 60 & wait", 0),
+    ],
+)
+def test_when_its_terminal_has_gone_the_program_is_told_and_leaves_a_profile(
+    command: str, status: int, tmp_path: Path
+) -> None:
+    with in_terminal(tmp_path, "--", "sh", "-c", command) as (process, terminal):
+        _read_until(terminal, "ready")
+        os.close(terminal)
+        assert process.wait(30) == status
+    assert events(tmp_path / "perf.data")
+
+
+@contextmanager
+def in_terminal(directory: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The command, the leader of a session in a terminal, and what is at the terminal's other end.
+
+    The signals of a terminal end it.
+    """
+    terminal, end = pty.openpty()
+
+    def before() -> None:
+        heed(signal.SIGINT)
+        heed(signal.SIGHUP)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    with subprocess.Popen(
+        [*RECORD, *arguments],
+        cwd=directory,
+        env={**os.environ, "JITDUMPDIR": str(directory)},
+        **dict.fromkeys(("stdin", "stdout", "stderr"), end),
+        start_new_session=True,
+        preexec_fn=before,
+    ) as process:
+        os.close(end)
+        yield process, terminal
 
 
 def _read_until(terminal: int, what: str) -> str:
