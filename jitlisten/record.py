@@ -113,11 +113,11 @@ def _record(
         dumps = given.get("k", "mono") in MONOTONIC
         listener = _choose_listener(dumps)
         dumps = dumps and listener != "perf-map"  # which counts no more after perf inject
-        with _Perf(perf, [*options_chosen(given, program.pid), *options]) as recorder:
-            with _signals_blocked():
-                recorder.wait_until_ready()
-                program.begin(listener, PYTHON_NAMES if dumps else PYTHON_NAMES[:1])
-                ended = program.wait()
+        options = [*options_chosen(given, program.pid), *options]
+        with _Perf(perf, options) as recorder, _signals_blocked():
+            recorder.wait_until_ready()
+            program.begin(listener, PYTHON_NAMES if dumps else PYTHON_NAMES[:1])
+            ended = program.wait()
             problem = recorder.stop()
     if problem is None:
         try:
@@ -284,11 +284,17 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Those that are passed on wait until somebody asks for them."""
+    """Those that are passed on wait until somebody asks for them; or are dropped in the end.
+
+    They were for the program, as the Ctrl-C of somebody who finds that it takes long to end: perf
+    is to finish the profile all the same.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})
     try:
         yield
     finally:
+        while signal.sigtimedwait(PASSED_ON, 0):
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

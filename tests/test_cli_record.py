@@ -12,7 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -340,11 +340,38 @@ def test_a_signal_is_passed_on_and_leaves_a_profile(number: int, home: Path) -> 
     assert events(home / "perf.data")
 
 
+def test_a_signal_while_perf_finishes_the_profile_does_not_spoil_it(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*RECORD, "--", "sh", "-c", "echo $$; read forever"],
+        cwd=tmp_path,
+        env={**os.environ, "JITDUMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(heed, signal.SIGINT),
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        program = process.stdout.readline().strip()
+        [perf] = _perfs_in(tmp_path)
+        os.kill(perf, signal.SIGSTOP)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        while Path("/proc", program).exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        os.kill(perf, signal.SIGCONT)
+        _, told = process.communicate(timeout=60)
+    assert told == "jitlisten record: the profile is perf.data: jitlisten report\n"
+    assert process.returncode == 0
+    assert events(tmp_path / "perf.data")
+
+
 def test_no_process_is_left_when_the_program_has_ended(tmp_path: Path) -> None:
     record(tmp_path, "--", "sh", "-c", "sleep 0.3 & exit 0")
     time.sleep(0.1)
-    mine = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _has(path, str(tmp_path))]
-    assert not mine
+    assert not _perfs_in(tmp_path)
 
 
 @pytest.mark.parametrize("options", [[], ["-a", "--"]])
@@ -377,16 +404,20 @@ def test_killed_it_leaves_the_profile_so_far_and_the_program_alone(
 
 def _wait_for_perf_of(directory: Path) -> None:
     end = time.monotonic() + 30
-    while any(_has(path, str(directory)) for path in Path("/proc").glob("[0-9]*/cmdline")):
+    while _perfs_in(directory):
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def _has(path: Path, what: str) -> bool:
-    try:
-        return b"perf\0record" in path.read_bytes() and os.readlink(path.with_name("cwd")) == what
-    except OSError:
-        return False
+def _perfs_in(directory: Path) -> list[int]:
+    """The numbers of those that record in a directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            is_perf = b"perf\0record" in path.read_bytes()
+            if is_perf and path.with_name("cwd").readlink() == directory:
+                found.append(int(path.parent.name))
+    return found
 
 
 # What goes wrong
