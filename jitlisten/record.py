@@ -214,7 +214,8 @@ class _Program:
             for_us_alone = is_leader and info.si_signo == signal.SIGHUP
             has_it = info.si_code == FROM_KERNEL and not for_us_alone
             if info.si_signo != signal.SIGCHLD and not has_it:
-                os.kill(self.pid, info.si_signo)
+                with suppress(PermissionError):  # another user's by now, as those of sudo are
+                    os.kill(self.pid, info.si_signo)
 
 
 class _Perf:

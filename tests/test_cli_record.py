@@ -340,6 +340,31 @@ def test_a_signal_is_passed_on_and_leaves_a_profile(number: int, home: Path) -> 
     assert events(home / "perf.data")
 
 
+def test_a_signal_that_may_not_be_sent_to_the_program_ends_nothing(tmp_path: Path) -> None:
+    other_user = tool("setpriv"), "--reuid=65534", "--clear-groups"
+    with subprocess.Popen(
+        [
+            *(tool("setpriv"), "--bounding-set=-kill", "--inh-caps=-kill"),
+            *(*RECORD, "--", *other_user, "sh", "-c", "echo ready; read forever"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "JITDUMPDIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        while not re.search(r"ShdPnd:\t0+\n", Path(f"/proc/{process.pid}/status").read_text()):
+            time.sleep(0.01)
+        _, told = process.communicate("\n", timeout=60)
+    assert "the profile is perf.data" in told
+    assert process.returncode == 0
+    assert events(tmp_path / "perf.data")
+
+
 def test_a_signal_while_perf_finishes_the_profile_does_not_spoil_it(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*RECORD, "--", "sh", "-c", "echo $$; read forever"],
