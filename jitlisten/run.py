@@ -17,7 +17,7 @@ import signal
 import sys
 from argparse import ArgumentParser
 
-from .startup import TRACE_VARIABLE, VARIABLE
+from .startup import TRACE_VARIABLE, VARIABLE, import_listeners
 
 __all__ = ["become", "listening", "main", "refuse"]
 
@@ -133,8 +133,7 @@ def _resolved(name: str, program: str) -> str:
 def _empty(trace: str) -> None:
     """Make the file of a trace, or empty that of an earlier one. Raises OSError."""
     with open(trace, "a+b") as file:
-        file.seek(0)
-        if file.read(1) not in (b"", b"["):
+        if not import_listeners().trace.is_trace(file.fileno()):
             raise OSError("it is there, and is not a trace")
         file.truncate(0)
 

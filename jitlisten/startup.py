@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-__all__ = ["LISTENERS", "TRACE_VARIABLE", "VARIABLE", "cancel", "start"]
+__all__ = ["LISTENERS", "TRACE_VARIABLE", "VARIABLE", "cancel", "import_listeners", "start"]
 
 VARIABLE = "JITLISTEN"
 TRACE_VARIABLE = "JITLISTEN_TRACE"
@@ -91,14 +91,14 @@ def _attach(names: Sequence[str]) -> None:
     if not names:
         return
     try:
-        listeners = _import_listeners()
+        listeners = import_listeners()
         chosen = (LISTENERS[name] for name in names)
         listeners.attach(None, *(getattr(listeners, kind)(**options) for kind, options in chosen))
     except Exception as error:  # is not to be an error of the program
         _complain(f"{type(error).__name__}: {error}")
 
 
-def _import_listeners() -> Any:
+def import_listeners() -> Any:
     """Our package, whether or not the program's Python has it, or has another of that name."""
     from importlib import import_module, util
 

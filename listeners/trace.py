@@ -25,11 +25,12 @@ from .errors import JITListenerError
 from .events import JITEventListener, LoadedObject
 from .timing import EngineCall
 
-__all__ = ["Trace"]
+__all__ = ["Trace", "is_trace"]
 
 logger = logging.getLogger("listeners")
 
 BEGIN, SEPARATOR = b"[\n", b",\n"
+FIRST_EVENT = b'{"ph": "'  # as every event begins
 LONGEST_NAME = 1000  # characters
 
 Event = dict[str, Any]
@@ -161,6 +162,15 @@ def _text(name: str) -> str:
 # The file
 
 
+def is_trace(descriptor: int) -> bool:
+    """Whether an open file is one of ours, by how it begins; an empty one may become one.
+
+    Raises OSError if it cannot be read.
+    """
+    start = os.pread(descriptor, len(BEGIN + FIRST_EVENT), 0)
+    return start in (b"", BEGIN, BEGIN + FIRST_EVENT)
+
+
 def _begin(path: Path) -> None:
     """Make the file, or see that events can be appended to what is there."""
     try:
@@ -169,10 +179,10 @@ def _begin(path: Path) -> None:
                 raise JITListenerError(f"{str(path)!r} is not a regular file: give another path")
             fcntl.flock(file, fcntl.LOCK_EX)  # another process may be here, too
             size = os.fstat(file.fileno()).st_size
-            start, end = os.pread(file.fileno(), 2, 0), os.pread(file.fileno(), 2, max(size - 2, 0))
+            end = os.pread(file.fileno(), 2, max(size - 2, 0))
             if not size:
                 file.write(BEGIN)
-            elif start != BEGIN or end not in (BEGIN, SEPARATOR):
+            elif not is_trace(file.fileno()) or end not in (BEGIN, SEPARATOR):
                 raise JITListenerError(
                     f"{str(path)!r} is not a trace that can be continued: remove it, or give"
                     " another path"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
+import pytest
 from tools import run
-from traces import START, lifetimes, of, read
+from traces import NO_TRACES, START, lifetimes, of, read
 
 RUN = (sys.executable, "-m", "jitlisten", "run")
 PARENT = (
@@ -49,13 +50,31 @@ def test_run_writes_all_processes_to_one_file(tmp_path):
     assert told == {"GDBRegistration", "PerfMap", "Trace"}
 
 
-def test_run_refuses_a_file_that_is_no_trace(path):
-    path.write_text("print('hello')")
+@pytest.mark.parametrize("text", NO_TRACES)
+def test_run_refuses_a_file_that_is_no_trace(path, text):
+    path.write_text(text)
     said = run(*RUN, f"--trace={path}", "true", status=125)
     assert said == f"jitlisten run: cannot write '{path}': it is there, and is not a trace\n"
-    assert path.read_text() == "print('hello')"
-    said = run(*RUN, "--trace", str(path / "none"), "true", status=125)
-    assert said == f"jitlisten run: cannot write '{path}/none': Not a directory\n"
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "[\n", '[\n{"ph": "M"},\n{}]', '[\n{"ph": "M", "na'])
+def test_run_empties_a_trace_however_it_ends(path, text):
+    path.write_text(text)
+    run(*RUN, f"--trace={path}", "true")
+    assert path.read_text() == ""
+
+
+def test_a_module_called_listeners_is_not_taken_for_ours(tmp_path):
+    (tmp_path / "listeners.py").touch()
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    assert run(*RUN, "--trace", "trace.json", "true", cwd=tmp_path, env=environment) == ""
+
+
+def test_run_refuses_a_path_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    said = run(*RUN, "--trace", str(tmp_path / "file" / "none"), "true", status=125)
+    assert said == f"jitlisten run: cannot write '{tmp_path}/file/none': Not a directory\n"
 
 
 def test_the_variables_alone_trace():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from heard import function
 from jit import LINKERS, Program
-from traces import START, execute, lifetimes, read
+from traces import NO_TRACES, START, execute, lifetimes, read
 
 import listeners
 
@@ -135,7 +135,7 @@ def test_a_path_that_cannot_be_written_is_an_error(tmp_path):
     refused(fifo, "not a regular file")
 
 
-@pytest.mark.parametrize("text", ["import sys\n", "[]", '[\n{"ph": "b"', '{"traceEvents": [\n'])
+@pytest.mark.parametrize("text", [*NO_TRACES, '[\n{"ph": "b"'])
 def test_a_file_that_is_no_trace_is_left_alone(path, text):
     path.write_text(text)
     refused(path, "is not a trace that can be continued: remove it, or give another path")

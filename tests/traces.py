@@ -23,6 +23,15 @@ import listeners
 from jit import LINKERS, Long, Program, initialize, source_ir
 initialize()
 """
+NO_TRACES = [
+    "print('hello')",
+    '{"traceEvents": [\n',
+    "[]",
+    "[1, 2, 3]",
+    "[mysettings]\nanswer = 42\n",
+    json.dumps([{"name": "value"}], indent=2),
+    '[\n  "lines",\n  "that may go on",\n',
+]
 
 
 def read(path: Path) -> list[Event]:
