@@ -317,12 +317,14 @@ def test_what_jitlisten_record_does_before_the_program_begins_is_left_out(tmp_pa
     assert report(data).startswith(f"sleep: {comms['sleep']:,} samples, ")
 
 
-def test_one_of_several_events(tmp_path):
+@pytest.mark.parametrize("events", [("cpu-clock", "page-faults"), ("page-faults", "cpu-clock")])
+def test_of_several_events_the_first_is_shown_or_one_that_is_asked_for(events, tmp_path):
     data = tmp_path / "perf.data"
     run(
-        *(tool("perf"), "record", "-q", "-N", "-e", "cpu-clock", "-e", "page-faults", "-c", "1"),
+        *(tool("perf"), "record", "-q", "-N", "-e", events[0], "-e", events[1], "-c", "1"),
         *("-o", str(data), "--", sys.executable, "-c", "sum(range(100_000))"),
         status=None,
     )
-    assert "of page-faults" in report(data, "--event", "page-faults")
+    assert f"of {events[0]}" in report(data).splitlines()[0]
+    assert f"of {events[1]}" in report(data, "--event", events[1]).splitlines()[0]
     assert "page-faults" in error(data, "--event", "cycles")

@@ -16,7 +16,7 @@ from listeners.errors import JITListenerError
 from ..outside import carry_out
 from .locations import Locator
 from .profile import Profile, collect
-from .samples import read_samples
+from .samples import read_samples, recorded_events
 
 __all__ = ["main"]
 
@@ -96,7 +96,9 @@ def _chosen(profiles: dict[str, Profile], options: Namespace) -> Profile:
     if not profiles:
         raise JITListenerError(f"{options.data}: it has no samples")
     if options.event is None:
-        return next(iter(profiles.values()))
+        # The samples are in the order of time.
+        order = recorded_events(options.data) if len(profiles) > 1 else []
+        return next(profiles[event] for event in [*order, *profiles] if event in profiles)
     if options.event not in profiles:
         raise JITListenerError(
             f"{options.data}: no samples of {options.event!r}, only of {', '.join(profiles)}"

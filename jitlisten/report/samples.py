@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 from listeners.errors import JITListenerError
 
+from ..checks import run
 from ..perftool import STARTER, perf_tool
 from ..printable import printable
 
-__all__ = ["Call", "Sample", "parse_samples", "read_samples"]
+__all__ = ["Call", "Sample", "parse_samples", "read_samples", "recorded_events"]
 
 FIELDS = "comm,pid,tid,time,period,event,ip,sym,symoff,dso"
 # python 28900/28900 12026.312099000:    1001001 cpu-clock: 7f3a40 name+0x1f (/usr/lib/libc.so.6)
@@ -92,6 +93,14 @@ def read_samples(path: str | os.PathLike[str]) -> Iterator[Sample]:
             messages.seek(0)
             problem = _problem(messages.read().decode("utf-8", "replace"), perf.returncode)
             raise JITListenerError(f"{path}: perf cannot read it: {problem}")
+
+
+def recorded_events(path: str | os.PathLike[str]) -> list[str]:
+    """The names of the events of a recording, as they were given to perf; none if it cannot tell.
+
+    Raises JITListenerError if there is no perf.
+    """
+    return run(perf_tool(), "evlist", "-i", str(path)).stdout.splitlines()
 
 
 def parse_samples(lines: Iterable[str]) -> Iterator[Sample]:
