@@ -17,7 +17,7 @@ import numpy
 import pytest
 from recordings import Record, report, weights
 from reported import NAMES
-from tools import run, tool
+from tools import ASCII, JITLISTEN, run, tool
 
 pytestmark = pytest.mark.tools
 
@@ -157,6 +157,13 @@ def test_search_leaves_what_matches(graph):
     search = "const box = document.getElementById('search'); box.value = 'STEPS';"
     found = boxes(svg, search + "box.dispatchEvent(new Event('input'))")
     assert {box["name"] for box in found if box["opacity"] == "1"} == {"steps"}
+
+
+def test_the_file_is_the_same_where_the_encoding_is_another_one(graph, tmp_path):
+    data, svg = graph
+    command = (*JITLISTEN, "report", "--svg", str(tmp_path / "graph.svg"), str(data))
+    assert run(*command, env={**os.environ, **ASCII}) == ""
+    assert (tmp_path / "graph.svg").read_bytes() == svg.read_bytes()
 
 
 def test_the_file_needs_nothing_else_and_holds_any_name(record, tmp_path):

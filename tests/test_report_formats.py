@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 
 import pytest
 from jit import EXAMPLES
 from recordings import lines, report, table, weights
-from tools import run, tool
+from tools import ASCII, JITLISTEN, run, tool
 
 pytestmark = pytest.mark.tools
 
@@ -123,3 +124,12 @@ def test_firefox(record):
     for (line, _), samples in lines(data).items():
         assert by_line[line] == pytest.approx(samples * period / 1e6, rel=0.01)
     assert total == pytest.approx(weights(data)[0] / 1e6)
+
+
+@pytest.mark.parametrize("name", ["collapsed", "speedscope", "firefox"])
+def test_what_goes_to_stdout_is_utf_8_wherever(record, name):
+    data = record("images", "names")
+    command = (*JITLISTEN, "report", "--format", name, str(data))
+    said = run(*command, env={**os.environ, **ASCII}, encoding="utf-8")
+    assert not said.isascii()
+    assert said == report(data, "--format", name)

@@ -24,6 +24,8 @@ JITLISTEN = [
     " from jitlisten import main; sys.exit(main())",
 ]
 """The command of this checkout, wherever it is run."""
+ASCII = {"LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+"""Variables of a Python that takes ASCII for the encoding of everything."""
 
 
 def tool(name: str) -> str:

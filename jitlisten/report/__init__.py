@@ -7,6 +7,7 @@ others are the views.
 
 from __future__ import annotations
 
+import io
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -117,6 +118,8 @@ def _show(profile: Profile, locator: Locator, options: Namespace) -> None:
         text = getattr(formats, options.format)(profile)
         if options.output is not None:
             return _write(text, options.output)
+        if isinstance(sys.stdout, io.TextIOWrapper):  # viewers want this, whatever a terminal does
+            sys.stdout.reconfigure(encoding="utf-8", errors="replace")
         sys.stdout.write(text)
         return None
     if options.annotate is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import glob
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -268,11 +269,12 @@ def kept(dso: str) -> Path:
 
     Of several copies it is not known which one the recording is of: then it is none.
     """
-    path = Path(dso)
+    name = os.fsdecode(dso.encode())  # whatever the encoding of file names, perf's is read as UTF-8
+    path = Path(name)
     if path.exists():
         return path
     try:
-        copies = list(Path.home().glob(f".debug/{glob.escape(dso.lstrip('/'))}/*/elf"))
+        copies = list(Path.home().glob(f".debug/{glob.escape(name.lstrip('/'))}/*/elf"))
     except RuntimeError:  # no HOME, and a user without a name
         return path
     return copies[0] if len(copies) == 1 else path

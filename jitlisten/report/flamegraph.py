@@ -43,7 +43,7 @@ def flame_graph(profile: Profile) -> str:
         [
             '<?xml version="1.0" encoding="UTF-8"?>\n',
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}">\n',
-            f"<style>\n{here.with_suffix('.css').read_text()}</style>\n",
+            f"<style>\n{here.with_suffix('.css').read_text('utf-8')}</style>\n",
             f'<text id="title" x="{MARGIN}" y="26">{_text(profile.heading)}</text>\n',
             *_legend(profile),
             f'<foreignObject id="search-box" class="hidden" x="{MARGIN + 640}" y="36"'
@@ -51,7 +51,7 @@ def flame_graph(profile: Profile) -> str:
             ' type="search" placeholder="search" /></foreignObject>\n',
             f'<text id="details" x="{MARGIN}" y="76"></text>\n',
             *(_frame(box, profile) for box in boxes),
-            f"<script><![CDATA[\n{here.with_suffix('.js').read_text()}]]></script>\n",
+            f"<script><![CDATA[\n{here.with_suffix('.js').read_text('utf-8')}]]></script>\n",
             "</svg>\n",
         ]
     )
