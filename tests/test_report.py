@@ -219,6 +219,25 @@ def test_code_without_names_comes_with_what_to_do_about_it(tmp_path):
     assert re.fullmatch(hint, last)
 
 
+@pytest.mark.parametrize("graph", [(), ("-g",)])
+def test_samples_count_whatever_the_thread_is_called(graph, tmp_path):
+    program = "open('/proc/self/comm', 'w').write('\\tab'); sum(range(3_000_000))"
+    sampled(tmp_path / "data", *graph, "--", sys.executable, "-c", program)
+    expected = sum(judge(tmp_path / "data", "comm").values())
+    assert f", ?ab: {expected} samples" in report(tmp_path / "data")
+
+
+@pytest.mark.parametrize("view", [(), ("--format", "firefox")])
+def test_a_recording_without_times(view, tmp_path):
+    options = "-g", "--no-timestamp"
+    sampled(tmp_path / "data", *options, "--", sys.executable, "-c", "sum(range(3_000_000))")
+    assert "python" in report(tmp_path / "data", *view)
+
+
+def sampled(data: Path, *options: str) -> None:
+    run(tool("perf"), "record", "-q", "-N", "-e", "cpu-clock", "-o", str(data), *options)
+
+
 # Errors
 
 

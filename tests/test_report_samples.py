@@ -78,6 +78,21 @@ def test_names_of_every_kind(line, expected):
     assert calls("\t 1 before+0x0 (/x.so)\n" + line)[1:] == [expected]
 
 
+@pytest.mark.parametrize("comm", ["\ta", "a\tb", "a\n\tb", "\n", "\t7f f+0x1 (/x)"])
+def test_samples_of_threads_whose_names_are_hard_to_read(comm):
+    named = HEADER.replace("python", comm) + "\t 7f f+0x1 (/x.so)\n\n"
+    other = HEADER + "\t 10 g+0x2 (/x.so)\n\n"
+    samples = parsed(other + named + other)
+    assert [[call.name for call in sample.calls] for sample in samples] == [["g"], ["f"], ["g"]]
+    assert samples[1].comm == comm.rpartition("\n")[2].replace("\t", "?")
+
+
+def test_samples_without_a_time_have_none():
+    (sample,) = parsed("a b 12/13    1001001 cpu-clock: \n\t 10 inner+0x2 (/x.so)\n\n")
+    assert sample[:6] == ("cpu-clock", "a b", 12, 13, 0, 1001001)
+    assert [call.name for call in sample.calls] == ["inner"]
+
+
 def test_a_sample_without_calls_and_one_that_breaks_off_count():
     assert [sample.calls for sample in parsed(HEADER + "\n" + HEADER)] == [(), ()]
     samples = parsed(HEADER + "\t 7f broken\n" + HEADER + "\t 1 f+0x1 (/x)\n\n")

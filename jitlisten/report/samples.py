@@ -27,10 +27,12 @@ __all__ = ["Call", "Sample", "parse_samples", "read_samples", "recorded_events"]
 
 FIELDS = "comm,pid,tid,time,period,event,ip,sym,symoff,dso"
 # python 28900/28900 12026.312099000:    1001001 cpu-clock: 7f3a40 name+0x1f (/usr/lib/libc.so.6)
-# The call stands there in recordings without call chains. With them, each call has a line.
-HEADER = re.compile(r" *(.*?) +(-?\d+)/(-?\d+) +(\d+)\.(\d{9}): +(\d+) +(\S+): *(.*)", re.DOTALL)
-CALL = re.compile(r"\s*([0-9a-f]+) (?:(.*)\+0x([0-9a-f]+)|\[unknown\]) \((.*)\)\s*", re.DOTALL)
-LONGEST = 1 << 16  # characters of a call, if its name has newlines
+# The call stands there in recordings without call chains. With them, each call has a line that
+# begins with a tab. There may be no time. Names may have newlines.
+HEADER = re.compile(r" *(.*?) +(-?\d+)/(-?\d+) +(?:(\d+)\.(\d{9}): +)?(\d+) +(\S+): *")
+BEFORE_CALL = re.compile(r"\n\t *(?=[0-9a-f]+ )")
+CALL = re.compile(r"([0-9a-f]+) (?:(.*)\+0x([0-9a-f]+)|\[unknown\]) \((.*)\)", re.DOTALL)
+WITHOUT_TIME = "do not have TIME attribute"  # perf record --no-timestamp
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class Sample(NamedTuple):
     pid: int
     tid: int
     time: int
-    """In ns, by the clock of the recording."""
+    """In ns, by the clock of the recording; 0 if it has no times."""
     period: int
     """How much of the event it stands for; ns of cpu-clock and task-clock."""
     calls: tuple[Call, ...]
@@ -62,7 +64,8 @@ class Sample(NamedTuple):
 
 
 def read_samples(path: str | os.PathLike[str]) -> Iterator[Sample]:
-    """The samples of a recording, in the order of time, without those of what started the program.
+    """The samples of a recording, in the order of time, or as they were recorded if it has none,
+    without those of what started the program.
 
     Raises JITListenerError if there is no perf, or it cannot read the file, or not all of it: then
     after the samples that there are.
@@ -72,7 +75,17 @@ def read_samples(path: str | os.PathLike[str]) -> Iterator[Sample]:
         path.open("rb").close()
     except OSError as error:
         raise JITListenerError(f"{path}: {error.strerror}") from error
-    command = perf_tool(), "script", "-i", str(path), "--no-inline", "--ns", "-F", FIELDS
+    try:
+        yield from _script(path, FIELDS)
+    except JITListenerError as error:
+        if WITHOUT_TIME not in str(error):
+            raise
+        yield from _script(path, FIELDS.replace("time,", ""))
+
+
+def _script(path: Path, fields: str) -> Iterator[Sample]:
+    """The samples as perf tells them with these fields."""
+    command = perf_tool(), "script", "-i", str(path), "--no-inline", "--ns", "-F", fields
     with (
         tempfile.TemporaryFile() as messages,
         subprocess.Popen(
@@ -104,58 +117,54 @@ def recorded_events(path: str | os.PathLike[str]) -> list[str]:
 
 
 def parse_samples(lines: Iterable[str]) -> Iterator[Sample]:
-    """The samples in the output of `perf script --ns -F comm,pid,tid,…`.
+    """The samples in the output of `perf script --ns -F comm,pid,tid,…`, with or without time.
 
     Raises JITListenerError if that is something else.
     """
     known: dict[str, Call] = {}
-    calls: list[Call] = []
-    header: tuple[str, str, int, int, int, int] | None = None
-    begun = ""  # a call whose name has a newline, as far as it has come
-    strange: str | None = None
-    for line in lines:
-        if not begun and (call := known.get(line)):
-            calls.append(call)
-            continue
-        match = None if line[0] == "\t" else HEADER.fullmatch(line, 0, len(line) - 1)
-        if header and not match and (begun or line[0] == "\t"):
-            call = _call(begun + line)
-            if call is None and len(begun) < LONGEST:
-                begun += line
-                continue
-            if not begun and call:
-                known[line] = call
-            calls.append(call or Call(0, printable(begun + line), 0, "[unknown]"))
-            begun = ""
-            continue
-        if header and (match or line == "\n"):
-            if begun:
-                calls.append(Call(0, printable(begun), 0, "[unknown]"))
-            yield Sample(*header, tuple(calls))
-            header, begun, calls = None, "", []
-        if match:
-            comm, pid, tid, seconds, nanoseconds, period, event, rest = match.groups()
-            time = int(seconds) * 1_000_000_000 + int(nanoseconds)
-            header = (event, printable(comm), int(pid), int(tid), time, int(period))
-            if rest:
-                call = known.get(rest) or _call(rest)
-                if call:
-                    calls.append(known.setdefault(rest, call))
-                else:
-                    begun = rest + "\n"
-            strange = ""
-        elif line != "\n" and strange is None:
-            strange = line
-    if header:
-        yield Sample(*header, tuple(calls))
+    blocks = _blocks(lines)
+    before = next(blocks)
+    strange = next((line for line in before if line != "\n"), None)
+    for block in blocks:
+        strange = None
+        yield _sample("".join(block), known)
     if strange:
         raise JITListenerError(f"perf script says what is no sample: {printable(strange)[:200]!r}")
 
 
-def _call(text: str) -> Call | None:
+def _blocks(lines: Iterable[str]) -> Iterator[list[str]]:
+    """What comes before the first sample, and the lines of each sample."""
+    block: list[str] = []
+    for line in lines:
+        # Most lines are calls, which cost least this way.
+        may_be_header = line[0] != "\t" or line[-2:] != ")\n"
+        if may_be_header and HEADER.match(line):
+            yield block
+            block = []
+        block.append(line)
+    yield block
+
+
+def _sample(block: str, known: dict[str, Call]) -> Sample:
+    """A sample from its text, which begins with the header; `known` has the calls by their text."""
+    header = HEADER.match(block)
+    assert header
+    comm, pid, tid, seconds, nanoseconds, period, event = header.groups()
+    time = int(seconds or 0) * 1_000_000_000 + int(nanoseconds or 0)
+    calls = []
+    _, *texts = BEFORE_CALL.split("\n\t" + block[header.end() :])
+    for text in texts:
+        text = text[: text.rfind(")") + 1] or text
+        if text not in known:
+            known[text] = _call(text)
+        calls.append(known[text])
+    return Sample(event, printable(comm), int(pid), int(tid), time, int(period), tuple(calls))
+
+
+def _call(text: str) -> Call:
     match = CALL.fullmatch(text)
-    if not match:
-        return None
+    if not match:  # it breaks off
+        return Call(0, printable(text.strip()), 0, "[unknown]")
     address, name, offset, dso = match.groups()
     return Call(int(address, 16), printable(name or ""), int(offset or "0", 16), printable(dso))
 
