@@ -13,6 +13,7 @@ import errno
 import os
 import resource
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -123,8 +124,7 @@ def _record(
         try:
             if dumps:
                 name_dumped(perf, output)
-            argument = "" if output == Path("perf.data") else f" {output}"
-            _say(f"the profile is {output}: jitlisten report{argument}")
+            _say(f"the profile is {output}: {_report_of(output)}")
         except (JITListenerError, OSError, ValueError) as error:  # it may be empty
             problem = str(error)
     if problem is not None:
@@ -132,6 +132,14 @@ def _record(
     if os.WIFSIGNALED(ended):
         _die(os.WTERMSIG(ended))
     return os.WEXITSTATUS(ended) or (problem is not None)
+
+
+def _report_of(output: Path) -> str:
+    """The command that shows a profile, as a shell takes it."""
+    if output == Path("perf.data"):
+        return "jitlisten report"
+    path = f"./{output}" if str(output).startswith("-") else str(output)
+    return f"jitlisten report {shlex.quote(path)}"
 
 
 def _choose_listener(dumps: bool) -> str:

@@ -153,6 +153,15 @@ def test_without_a_directory_for_either_it_is_the_map_file(app: Path) -> None:
     assert place_of("steps", Recording(app.with_name("perf.data"))).startswith("[JIT] tid")
 
 
+@pytest.mark.parametrize("name", ["my data", "-x", "$HOME"])
+def test_the_command_that_it_tells_shows_the_profile(name: str, tmp_path: Path) -> None:
+    program = sys.executable, "-c", "sum(range(3_000_000))"
+    _, told = record(tmp_path, "-o", name, "--", *program)
+    _, _, command = told.rstrip().partition(f"the profile is {name}: jitlisten ")
+    shown = run("sh", "-c", f'"$@" {command}', "sh", *JITLISTEN, cwd=tmp_path)
+    assert shown.startswith("python: ")
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
