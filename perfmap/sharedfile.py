@@ -10,6 +10,7 @@ again for later lines, so that loading and unloading does not make the file grow
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import time
@@ -39,17 +40,20 @@ class SharedFile:
         self._path = path
         self._opened: list[int] = []
         self._holes = _Holes()
-        problem = None
+        problem, remedy = None, "remove what is there"
         try:
             problem = self._open(since)
         except (OSError, ValueError) as error:
             problem = getattr(error, "strerror", None) or str(error)
+            if getattr(error, "errno", None) == errno.EROFS or not os.path.lexists(path):
+                # perf looks for a map file in one place alone, for images and dumps anywhere.
+                remedy = "make its directory one that can be written, use code images or a jitdump"
         if problem is not None:
             for descriptor in self._opened:
                 os.close(descriptor)
             self._opened.clear()
             raise PerfMapError(
-                f"cannot use {str(path)!r}: {problem}; remove what is there, or choose another path"
+                f"cannot use {str(path)!r}: {problem}; {remedy}, or choose another path"
             )
 
     def _open(self, since: float | None) -> str | None:

@@ -6,12 +6,14 @@ import contextlib
 import gc
 import os
 import resource
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from mapfiles import CODE, names, open_in, run
+import tools
+from mapfiles import CODE, ROOT, names, open_in, run
 
 from perfmap import MapFile, PerfMapError, read_map
 
@@ -110,10 +112,10 @@ def test_what_a_dead_process_of_the_same_number_left_is_emptied() -> None:
 # What is refused, and what fails
 
 
-def refused(path: Path, reason: str) -> None:
+def refused(path: Path, reason: str, remedy: str = "remove what is there, or") -> None:
     map_file = MapFile(path=path)
     before = open_in(path.parent)
-    with pytest.raises(PerfMapError, match=f"cannot use .*: .*{reason}.*; remove what is there"):
+    with pytest.raises(PerfMapError, match=f"cannot use .*: .*{reason}.*; {remedy}"):
         map_file.add(CODE, 16, "function")
     assert open_in(path.parent) == before
 
@@ -147,8 +149,30 @@ def test_what_is_no_regular_file_is_refused_without_waiting(path: Path, tmp_path
     os.mkfifo(path)
     refused(path, "it is not a regular file")
     refused(tmp_path, "Is a directory")
-    refused(tmp_path / "none" / "perf.map", "No such file or directory")
-    refused(Path("nul\0byte"), "embedded null")
+    refused(Path("nul\0byte"), "embedded null", ".* or choose another path")
+
+
+def test_where_none_can_be_made_the_error_says_what_can_be_done(tmp_path: Path) -> None:
+    remedy = "make its directory one that can be written, use code images or a jitdump"
+    refused(tmp_path / "none" / "perf.map", "No such file or directory", remedy)
+    mount = 'mount -t tmpfs none "$0" && touch "$0/there" && mount -o remount,ro "$0" && exec "$@"'
+    program = """if True:
+        import sys
+        from perfmap import MapFile, PerfMapError
+        for path in sys.argv[1:]:
+            try:
+                MapFile(path=path).add(0x1000, 16, "function")
+            except PerfMapError as error:
+                print(error)
+    """
+    paths = [str(tmp_path / name) for name in ("there", "missing")]
+    said = tools.run(
+        *(tools.tool("unshare"), "--mount", "sh", "-c", mount, str(tmp_path)),
+        *(sys.executable, "-c", program, *paths),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    expected = [f"cannot use {path!r}: Read-only file system; {remedy}" for path in paths]
+    assert [line.removesuffix(", or choose another path") for line in said.splitlines()] == expected
 
 
 def test_a_batch_that_does_not_fit_leaves_nothing_and_the_object_goes_on(
