@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, (_, help_) in COMMANDS.items():
         commands.add_parser(name, help=help_)
     if parser.parse_args(arguments).version:
-        from .outside import carry_out
+        from .command import carry_out
 
         return carry_out("--version", _show_version)
     parser.print_help()

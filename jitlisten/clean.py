@@ -24,7 +24,7 @@ from pathlib import Path
 
 from perfmap.dumpfile import runs_directory
 
-from .outside import carry_out
+from .command import carry_out
 
 __all__ = ["main"]
 

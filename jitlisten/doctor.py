@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from . import gdbtool, perfchecks
 from .checks import PYTHON, TIMEOUT, Check, State, probe_engine, run, setting, version_of
-from .outside import carry_out
+from .command import carry_out
 
 if TYPE_CHECKING:
     import gdbjit

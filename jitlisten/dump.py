@@ -7,15 +7,15 @@ bytes that were in memory. `objdump -d`, gdb's `symbol-file` and `add-symbol-fil
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 
-from .outside import Registered, Target, carry_out, chosen_target, complain, target_parser
+from perfmap.names import in_file_name
+
+from .command import carry_out, complain
+from .outside import Registered, Target, chosen_target, target_parser
 
 __all__ = ["main"]
-
-NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
 def _dump(target: Target, directory: Path) -> int:
     def write(found: Registered) -> None:
         image, functions = found.obj.image(), found.obj.functions
-        name = NOT_IN_NAMES.sub("_", found.obj.name)[:80]
+        name = in_file_name(found.obj.name, 80)
         address = functions[0].address if functions else found.entry
         path = directory / f"{name}-{address:x}.elf"
         try:

@@ -38,9 +38,10 @@ from rich.text import Text
 import gdbjit
 from listeners.errors import JITListenerError
 from listeners.events import Function, Section
+from perfmap.names import printable
 
-from .outside import NothingLoaded, Registered, Target, carry_out, chosen_target, target_parser
-from .printable import printable
+from .command import carry_out
+from .outside import NothingLoaded, Registered, Target, chosen_target, target_parser
 
 __all__ = ["main"]
 

@@ -6,7 +6,8 @@ from argparse import ArgumentParser
 
 from perfmap import write_map
 
-from .outside import Target, carry_out, complain, process_number
+from .command import carry_out, complain
+from .outside import Target, process_number
 
 __all__ = ["main"]
 

@@ -7,12 +7,9 @@ changed, and llvmlite is not needed here.
 
 from __future__ import annotations
 
-import io
-import os
 import re
-import sys
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -22,15 +19,12 @@ import gdbjit
 from listeners.errors import JITListenerError
 from listeners.events import LoadedObject
 from listeners.symfile import registered_object
-from perfmap import PerfMapError
 
 __all__ = [
     "NothingLoaded",
     "Registered",
     "Target",
-    "carry_out",
     "chosen_target",
-    "complain",
     "process_number",
     "target_parser",
 ]
@@ -148,29 +142,3 @@ def chosen_target(parser: ArgumentParser, pid: int | None, core: str | None) -> 
     if (pid is None) == (core is None):
         parser.error("give the number of a process, or --core FILE")
     return Target(pid, core)
-
-
-def complain(command: str, problems: Iterable[str]) -> int:
-    """Say what could not be read; gives the exit status."""
-    status = 0
-    for problem in problems:
-        print(f"jitlisten {command}: {problem}", file=sys.stderr)
-        status = 1
-    return status
-
-
-def carry_out(command: str, work: Callable[[], int]) -> int:
-    """Do what was asked for; gives the exit status: that of `work`, or 1 with a line on stderr."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may not have all that is shown
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        status = work()
-        sys.stdout.flush()
-        return status
-    except (gdbjit.GDBJITError, JITListenerError, PerfMapError) as error:
-        print(f"jitlisten {command}: {error}", file=sys.stderr)
-    except OSError as error:  # of stdout; Python is not to try again at its end
-        if not isinstance(error, BrokenPipeError):  # who reads has seen enough
-            print(f"jitlisten {command}: cannot write: {error.strerror}", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1

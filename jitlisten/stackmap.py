@@ -39,7 +39,8 @@ from listeners.safepoints.stackmap import Location
 from listeners.safepoints.statepoint import Slot
 from listeners.safepoints.tables import ObjectTables
 
-from .outside import Registered, Target, carry_out, complain
+from .command import carry_out, complain
+from .outside import Registered, Target
 
 __all__ = ["RecordingObject", "main", "show"]
 

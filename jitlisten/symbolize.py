@@ -17,9 +17,10 @@ from bisect import bisect_right
 import gdbjit
 from listeners.errors import JITListenerError
 from listeners.events import Function, LoadedObject
+from perfmap.names import printable
 
-from .outside import Target, carry_out, chosen_target, complain, process_number
-from .printable import printable
+from .command import carry_out, complain
+from .outside import Target, chosen_target, process_number
 
 __all__ = ["main"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from perfmap import PerfMapError
 from perfmap.codeimage import Annex, Headroom, check_code, cover
 from perfmap.dumpfile import run_directory
+from perfmap.names import in_file_name
 
 from .codefile import Loaded, build_code_file, room_for_frames
 from .errors import JITListenerError
@@ -26,8 +26,6 @@ from .perf import PerfMap
 __all__ = ["CodeImages"]
 
 logger = logging.getLogger("listeners")
-
-_NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 
 
 @dataclass(eq=False)
@@ -146,7 +144,7 @@ class CodeImages(JITEventListener):
         """A new file of these bytes, open for reading; removed if it cannot be used."""
         if self._directory is None:
             self._directory = run_directory()
-        prefix = f"{_NOT_IN_NAMES.sub('_', name)[:40]}-{os.getpid()}-"
+        prefix = f"{in_file_name(name, 40)}-{os.getpid()}-"
         try:
             with ExitStack() as undo:
                 descriptor, path = tempfile.mkstemp(".so", prefix, self._directory)

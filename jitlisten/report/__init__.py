@@ -14,7 +14,7 @@ from pathlib import Path
 
 from listeners.errors import JITListenerError
 
-from ..outside import carry_out
+from ..command import carry_out
 from .locations import Locator
 from .profile import Profile, collect
 from .samples import read_samples, recorded_events

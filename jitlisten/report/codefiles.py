@@ -26,8 +26,7 @@ from listeners.errors import JITListenerError
 from listeners.events import Line
 from listeners.lines import file_names, read_lines
 from listeners.objectfile import ET_EXEC
-
-from ..printable import printable
+from perfmap.names import printable
 
 __all__ = ["CodeFile", "Function", "Instruction", "Place", "is_code_file", "kept"]
 

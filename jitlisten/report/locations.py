@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from listeners.demangle import demangle
 from listeners.errors import JITListenerError
+from perfmap.names import printable
 
-from ..printable import printable
 from .codefiles import CodeFile, Function, Place, is_code_file, kept
 from .samples import Call
 

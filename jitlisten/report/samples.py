@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from listeners.errors import JITListenerError
+from perfmap.names import printable
 
 from ..checks import run
 from ..perftool import STARTER, perf_tool
-from ..printable import printable
 
 __all__ = ["Call", "Sample", "parse_samples", "read_samples", "recorded_events"]
 
