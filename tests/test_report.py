@@ -243,10 +243,8 @@ def sampled(data: Path, *options: str) -> None:
 
 def test_that_files_of_code_are_gone_is_said_and_what_has_gone_with_them(tmp_path):
     program = (sys.executable, f"{PROGRAMS}/reported.py", "collatz", "mcjit")
-    jitlisten = (sys.executable, "-m", "jitlisten")
-    data = tmp_path / "perf.data"
-    environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
-    run(*jitlisten, "record", "-o", str(data), "--", *program, env=environment)
+    listened = (sys.executable, "-m", "jitlisten", "run", "--images", "--", *program)
+    data = recorded(tmp_path, *listened, options=("-g",)).data
     (image,) = tmp_path.rglob("*.so")
     assert "steps" in command(data)
     shutil.rmtree(image.parent)
