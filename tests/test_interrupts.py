@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import signal
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -46,6 +48,15 @@ def load_two(program: Program) -> None:
     else:
         builder = llvm.JITLibraryBuilder().add_ir(function("one")).add_ir(function("two"))
         builder.export_symbol("one").export_symbol("two").link(program.engine, "both")
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Whoever started the tests may have had the signal ignored, as shells do for what they leave
+    in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def run_constructor(program: Program) -> None:
