@@ -76,19 +76,24 @@ def heard_from_now_on() -> tuple[Log, listeners.Attachment]:
     return log, attachment
 
 
+def events_of(log: Log, *names: str) -> list[str]:
+    """What others have left may be collected at any moment."""
+    return [event for event in log.events if event[1:] in names]
+
+
 def test_ctrl_c_while_llvm_loads_leaves_nothing_unheard(program: Program) -> None:
     log, everything = heard_from_now_on()
     other = Log()
     with pytest.raises(KeyboardInterrupt):
         run_constructor(program)
-    assert log.events == ["+interrupted"]
+    assert events_of(log, "interrupted") == ["+interrupted"]
     another = Program(program.linker)
     listeners.attach(another.engine, other)
     another.load(function("later"), "later")
     assert other.events == ["+later"]
     if program.linker == "mcjit":
         program.engine.close()
-        assert log.events[-1] == "-interrupted"
+        assert events_of(log, "interrupted") == ["+interrupted", "-interrupted"]
     everything.detach()
 
 
@@ -98,8 +103,8 @@ def test_an_interrupted_listener_keeps_no_object_from_the_others(program: Progra
     everything, attachment = heard_from_now_on()
     with pytest.raises(KeyboardInterrupt):
         load_two(program)
-    assert {"+one", "+two"} <= {*log.events}
-    assert everything.events == log.events
+    assert sorted(log.events) == ["+one", "+two"]
+    assert events_of(everything, "one", "two") == log.events
     another = Program(program.linker)
     another.load(function("later"), "later")
     assert "+later" not in log.events
@@ -141,8 +146,7 @@ def test_trackers_that_the_collector_frees_while_another_is_looked_up_are_announ
         second.close()
         first.close()
     names = [f"{kind}_{number}" for number in numbers for kind in ("first", "second", "collected")]
-    ours = [event for event in log.events if event[1:] in names]
-    assert sorted(ours) == sorted(sign + name for sign in "+-" for name in names)
+    assert sorted(events_of(log, *names)) == sorted(sign + name for sign in "+-" for name in names)
     attachment.detach()
 
 
