@@ -31,7 +31,7 @@ class Turns:
         """
         failure = None
         self._tasks.append(task)
-        while self._tasks and self._turn.acquire(blocking=False):
+        while self._tasks and self._turn.acquire(False):
             try:
                 while self._tasks:
                     current = self._tasks.popleft()

@@ -69,7 +69,7 @@ def complete(call: Callable[..., Any], *arguments: Any) -> tuple[Any, BaseExcept
     """
     given: list[Any] = []
     try:
-        given.extend(map(call, *[(argument,) for argument in arguments]))
+        given.extend(map(call, *zip(arguments)))
     except BaseException as interrupt:
         if not given:
             raise

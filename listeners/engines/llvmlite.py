@@ -205,8 +205,11 @@ class Engines:
     def _linked_by_jitlink(
         self, engine: Engine, handle: Any, name: bytes, link: jitlink.Link, succeeded: bool
     ) -> None:
-        self._add(
-            _jitlinked(engine, name, file, addresses) for file, addresses in link.finish(succeeded)
+        self._objects.add(
+            {
+                self._objects.new_key(): _jitlinked(engine, name, file, addresses)
+                for file, addresses in link.finish(succeeded)
+            }
         )
         if succeeded:
             self._add_drawn(handle, engine, link.drawn)
@@ -372,34 +375,21 @@ class Engines:
         newest = self._descriptor.words[2]
         if newest == self._newest:
             return []
-        looked, keys = [], []
+        looked = {}
         for entry, address, size in reversed(self._descriptor.entries(until=self._objects.loaded)):
             loaded = Loaded(partial(self._descriptor.read, address, size), engine, library)
             if engine is not None and engine.latent:
                 self._correct_library(engine, loaded)
-            self._objects.note(entry, loaded)
-            looked.append(loaded)
-            keys.append(entry)
+            looked[entry] = loaded
         self._newest = newest
-        if executable:
-            self._objects.announce(keys)
-        else:
-            self._objects.waiting += keys
-        return looked
-
-    def _add(self, found: Iterable[Loaded]) -> None:
-        """Note, and announce, objects that stand in no list."""
-        keys = []
-        for loaded in found:
-            keys.append(self._objects.new_key())
-            self._objects.note(keys[-1], loaded)
-        self._objects.announce(keys)
+        self._objects.add(looked, executable)
+        return list(looked.values())
 
     def _add_drawn(
         self, handle: Any, engine: Engine, drawn: Iterable[tuple[jitlink.Library, jitlink.Element]]
     ) -> None:
         """Note what a call has brought into memory that an earlier one linked."""
-        found = []
+        found = {}
         for library, element in drawn:
             try:
                 addresses = jitlink.section_addresses(_borrowed(handle), library, element)
@@ -407,8 +397,9 @@ class Engines:
                 logger.warning("an object is loaded without being heard of: %s", error)
                 continue
             element.in_memory = True
-            found.append(_jitlinked(engine, library.name, element.file, addresses))
-        self._add(found)
+            key = self._objects.new_key()
+            found[key] = _jitlinked(engine, library.name, element.file, addresses)
+        self._objects.add(found)
 
     def _note_latent(
         self, engine: Engine, library: bytes, arguments: tuple[Any, ...], here: list[Loaded]

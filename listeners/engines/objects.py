@@ -131,18 +131,19 @@ class Objects:
         self._jitlinked += 1
         return -self._jitlinked
 
-    def note(self, key: int, loaded: Loaded) -> None:
-        """Note an object. It is announced by itself, when all that came with it is noted."""
-        self.loaded[key] = loaded
-        if loaded.engine is not None:
-            loaded.engine.objects[key] = loaded
-        if loaded.engine is None or not loaded.engine.made_here:
-            self.strays.add(key)
-
-    def announce(self, keys: list[int]) -> None:
-        """Announce objects that can run."""
-        if self._sinks and keys:
-            self._do(partial(self._tell_loaded, keys, self._sinks))
+    def add(self, found: dict[int, Loaded], executable: bool = True) -> None:
+        """Note objects, by key; when all are noted, announce them if they can run."""
+        self.loaded.update(found)
+        for key, loaded in found.items():
+            engine = loaded.engine
+            if engine is not None:
+                engine.objects[key] = loaded
+            if engine is None or not engine.made_here:
+                self.strays.add(key)
+        if not executable:
+            self.waiting += found
+        elif self._sinks and found:
+            self._do(partial(self._tell_loaded, list(found), self._sinks))
 
     def announce_executable(self, engine: Engine | None) -> None:
         """Announce what `engine` has made executable, which it has loaded before.
@@ -157,7 +158,8 @@ class Objects:
             loaded = self.loaded[key]
             if loaded.engine is engine if loaded.engine else _is_executable(loaded.object()):
                 self.waiting.remove(key)
-                self.announce([key])
+                if self._sinks:
+                    self._do(partial(self._tell_loaded, [key], self._sinks))
 
     def free(self, freed: Callable[[], list[int]], call: Callable[[], Any]) -> Any:
         """Announce the end of the objects `freed()`, then make the call that frees them.
