@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import tools
@@ -219,14 +220,18 @@ def test_threads_add_and_remove_at_once(map_file: MapFile, path: Path) -> None:
 class Unloaded:
     """Code in a reference cycle: the collector unloads it, at any bytecode."""
 
+    loaded: ClassVar[set[int]] = set()
+
     def __init__(self, map_file: MapFile, address: int, lock: threading.RLock) -> None:
         self.unload = (map_file, address, lock)
         self.cycle = self
+        self.loaded.add(address)
 
     def __del__(self) -> None:
         map_file, address, lock = self.unload
         with lock:
             map_file.remove(address)
+            self.loaded.remove(address)
 
 
 def test_a_collection_in_the_middle_of_a_call_unloads_without_deadlock(
@@ -258,7 +263,8 @@ def test_a_collection_in_the_middle_of_a_call_unloads_without_deadlock(
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive(), "deadlock"
-    gc.collect()
+    while Unloaded.loaded:
+        gc.collect()  # does nothing while another thread, of the tests' own, is at it
     assert names(path) == ["held"]
 
 
