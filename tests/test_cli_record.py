@@ -216,7 +216,8 @@ import subprocess, sys
 from pathlib import Path
 for arguments in (["record", "--", sys.executable, {str(app)!r}], ["report", "--tree"], ["clean"]):
     if arguments == ["clean"]:
-        print(len([*Path("/tmp").glob("jit-*.dump")]), [*Path("/tmp").glob("jitted-*")] != [])
+        dumps, made = (len([*Path("/tmp").glob(pattern)]) for pattern in ("jit-*.dump", "jitted-*"))
+        print(dumps, made > 0, flush=True)
     subprocess.run([*{RECORD[:-1]!r}, *arguments], check=True)
 print(*Path("/tmp").glob("jit*-*"))
 """
