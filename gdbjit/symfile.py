@@ -63,25 +63,24 @@ def _check_sections(
     if kind != elf.SHT_STRTAB or symfile[names_end - 1 : names_end] != b"\0":
         raise GDBJITError(f"section {names}: not a string table, but section names are there")
     headers = memoryview(symfile)[table : table + count * form.section.size]
-    entry_sizes, allocated = form.entry_sizes, elf.SHF_ALLOC  # an image is checked at every load
-    rows = enumerate(form.section.iter_unpack(headers))
-    for index, (name, kind, flags, address, offset, size, link, info, _, entry_size) in rows:
+    for index, fields in enumerate(form.section.iter_unpack(headers)):
+        name, kind, flags, address, offset, size, link, info, _align, entry_size = fields
         if name >= names_size:
             raise GDBJITError(f"section {index}: sh_name is {name} of {names_size} bytes")
         if offset + size > end and kind not in _WITHOUT_BYTES:
             _inside(symfile, f"section {index}", offset, size)
         if link >= count:
             raise GDBJITError(f"section {index}: sh_link is {link} of {count} sections")
-        if flags & allocated and address <= register_code < address + size:
+        if address <= register_code < address + size and flags & elf.SHF_ALLOC:
             raise GDBJITError(
                 f"section {index}: {size} bytes at {address:#x} cover "
                 f"__jit_debug_register_code at {register_code:#x}: set sh_addr to the load address"
             )
-        if kind in entry_sizes:
-            if entry_size != entry_sizes[kind] or size % entry_size:
+        if kind in form.entry_sizes:
+            if entry_size != form.entry_sizes[kind] or size % entry_size:
                 raise GDBJITError(
                     f"section {index}: sh_entsize is {entry_size} and sh_size {size}, where "
-                    f"entries have {entry_sizes[kind]} bytes"
+                    f"entries have {form.entry_sizes[kind]} bytes"
                 )
             # Of symbols the first one that is not local, of relocations the section they change.
             limit = size // entry_size if kind in _SYMBOLS else count - 1

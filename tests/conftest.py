@@ -18,7 +18,7 @@ from jit import LINKERS, Program, initialize
 
 from perfmap import MapFile
 
-pytest_plugins = ["outside", "recordings", "walkers"]  # what several test files share
+pytest_plugins = ["outside", "recorded", "recordings", "walkers"]  # what several test files share
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,87 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
 import re
-import signal
 import subprocess
 import sys
-import termios
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from denied import deny
 from perftools import Recording, container
-from tools import JITLISTEN, PROGRAMS, heed, run, tool
+from recorded import RECORD, events, record
+from tools import JITLISTEN, run, tool
 
 pytestmark = pytest.mark.tools
 
-RECORD = [*JITLISTEN, "record"]
-COLLATZ = f"""
-import os, sys
-sys.path[:0] = [{str(PROGRAMS)!r}]
-from jit import Long, Program, initialize, source_ir
-initialize()
-program = Program("mcjit")
-longest = Long(program.load(source_ir(), "steps", "longest")[1])
-
-def work(limit):
-    return longest(limit)
-
-print(os.getpid(), work(300_000))
-"""
 # Flags that memory for call frames is reserved with: x86-64 and AArch64 have the same ones.
 NORESERVE_FIXED_NOREPLACE_ANONYMOUS_PRIVATE = 0x104022
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """A directory; programs that are Pythons have their number in its file `pids`."""
-    yield tmp_path
-    pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
-    for pattern in ("perf-*.map", "jit-*.dump", "jitted-*.so"):
-        for path in Path("/tmp").glob(pattern):
-            if re.split(r"[-.]", path.name)[1] in pids:
-                path.unlink()
-
-
-@pytest.fixture
-def app(home: Path) -> Path:
-    """A program that works in JIT'd code, and says its number."""
-    (home / "app.py").write_text(COLLATZ)
-    return home / "app.py"
-
-
-def record(
-    home: Path,
-    *arguments: str,
-    status: int = 0,
-    before: Callable[[], Any] | None = None,
-    **variables: str,
-) -> tuple[str, str]:
-    """What the program and the command say, on stdout and stderr."""
-    outcome = subprocess.run(
-        [*RECORD, *arguments],
-        cwd=home,
-        env={**os.environ, "JITDUMPDIR": str(home), **variables},
-        preexec_fn=before,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert outcome.returncode == status, outcome.stderr
-    with (home / "pids").open("a") as pids:
-        pids.write(outcome.stdout)
-    return outcome.stdout, outcome.stderr
 
 
 def check_chains(recording: Recording) -> None:
@@ -97,10 +32,6 @@ def check_chains(recording: Recording) -> None:
 def place_of(symbol: str, recording: Recording) -> str:
     """The file that perf has the symbol from."""
     return next((place for _, name, place in recording.rows("sym,dso") if name == symbol), "")
-
-
-def events(data: Path) -> str:
-    return run(tool("perf"), "evlist", "-v", "-i", str(data))
 
 
 # A profile
@@ -251,208 +182,6 @@ def test_status_input_and_arguments_are_the_program_s(command: str, tmp_path: Pa
     )
     assert (ours.returncode, ours.stdout) == (bare.returncode, bare.stdout)
     assert (tmp_path / "perf.data").exists()
-
-
-def test_after_ctrl_c_the_program_ends_in_its_own_way_and_is_recorded_to_the_end(
-    app: Path,
-) -> None:
-    with app.open("a") as file:
-        file.write(
-            "import time\n"
-            "try:\n"
-            "    print('ready', flush=True)\n"
-            "    time.sleep(60)\n"
-            "except KeyboardInterrupt:\n"
-            "    def afterwards(): return longest(300_000)\n"
-            "    print('interrupted', afterwards(), flush=True)\n"
-            "    raise\n"
-        )
-    with in_terminal(app.parent, sys.executable, str(app)) as (process, terminal):
-        said = _read_until(terminal, "ready")
-        os.write(terminal, b"\x03")
-        said += _read_until(terminal, "jitlisten report")
-        assert process.wait(30) == -signal.SIGINT, said
-    os.close(terminal)
-    (app.parent / "pids").write_text(said)
-    assert said.count("interrupted 442") == 1
-    assert "the profile is perf.data" in said
-    inside = Recording(app.with_name("perf.data")).chains("steps")
-    afterwards = [chain for chain in inside if len(chain) > 10]
-    assert len(afterwards) > 40
-
-
-@pytest.mark.parametrize(
-    ("command", "status"),
-    [
-        ("echo ready; exec sleep 60", -signal.SIGHUP),
-        ("trap 'exit 0' HUP; echo ready; sleep 60 & wait", 0),
-    ],
-)
-def test_when_its_terminal_has_gone_the_program_is_told_and_leaves_a_profile(
-    command: str, status: int, tmp_path: Path
-) -> None:
-    with in_terminal(tmp_path, "--", "sh", "-c", command) as (process, terminal):
-        _read_until(terminal, "ready")
-        os.close(terminal)
-        assert process.wait(30) == status
-    assert events(tmp_path / "perf.data")
-
-
-@contextmanager
-def in_terminal(directory: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The command, the leader of a session in a terminal, and what is at the terminal's other end.
-
-    The signals of a terminal end it.
-    """
-    terminal, end = pty.openpty()
-
-    def before() -> None:
-        heed(signal.SIGINT)
-        heed(signal.SIGHUP)
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-    with subprocess.Popen(
-        [*RECORD, *arguments],
-        cwd=directory,
-        env={**os.environ, "JITDUMPDIR": str(directory)},
-        **dict.fromkeys(("stdin", "stdout", "stderr"), end),
-        start_new_session=True,
-        preexec_fn=before,
-    ) as process:
-        os.close(end)
-        yield process, terminal
-
-
-def _read_until(terminal: int, what: str) -> str:
-    said = ""
-    while what not in said:
-        said += os.read(terminal, 1000).decode()
-    return said
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_is_passed_on_and_leaves_a_profile(number: int, home: Path) -> None:
-    program = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-    with subprocess.Popen(
-        [*RECORD, sys.executable, "-c", program],
-        cwd=home,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=partial(heed, number),
-    ) as process:
-        assert process.stdout
-        assert process.stderr
-        (home / "pids").write_text(process.stdout.readline())
-        process.send_signal(number)
-        assert process.wait(30) == -number
-        assert "the profile is perf.data" in process.stderr.read()
-    assert events(home / "perf.data")
-
-
-def test_a_signal_that_may_not_be_sent_to_the_program_ends_nothing(tmp_path: Path) -> None:
-    other_user = tool("setpriv"), "--reuid=65534", "--clear-groups"
-    with subprocess.Popen(
-        [
-            *(tool("setpriv"), "--bounding-set=-kill", "--inh-caps=-kill"),
-            *(*RECORD, "--", *other_user, "sh", "-c", "echo ready; read forever"),
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "JITDUMPDIR": str(tmp_path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        while not re.search(r"ShdPnd:\t0+\n", Path(f"/proc/{process.pid}/status").read_text()):
-            time.sleep(0.01)
-        _, told = process.communicate("\n", timeout=60)
-    assert "the profile is perf.data" in told
-    assert process.returncode == 0
-    assert events(tmp_path / "perf.data")
-
-
-def test_a_signal_while_perf_finishes_the_profile_does_not_spoil_it(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*RECORD, "--", "sh", "-c", "echo $$; read forever"],
-        cwd=tmp_path,
-        env={**os.environ, "JITDUMPDIR": str(tmp_path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=partial(heed, signal.SIGINT),
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        program = process.stdout.readline().strip()
-        [perf] = _perfs_in(tmp_path)
-        os.kill(perf, signal.SIGSTOP)
-        process.stdin.write("\n")
-        process.stdin.flush()
-        while Path("/proc", program).exists():
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        os.kill(perf, signal.SIGCONT)
-        _, told = process.communicate(timeout=60)
-    assert told == "jitlisten record: the profile is perf.data: jitlisten report\n"
-    assert process.returncode == 0
-    assert events(tmp_path / "perf.data")
-
-
-def test_no_process_is_left_when_the_program_has_ended(tmp_path: Path) -> None:
-    record(tmp_path, "--", "sh", "-c", "sleep 0.3 & exit 0")
-    time.sleep(0.1)
-    assert not _perfs_in(tmp_path)
-
-
-@pytest.mark.parametrize("options", [[], ["-a", "--"]])
-def test_killed_it_leaves_the_profile_so_far_and_the_program_alone(
-    options: list[str], app: Path
-) -> None:
-    with app.open("a") as file:
-        file.write("print('ready', flush=True)\nwhile True: work(10_000)\n")
-    with subprocess.Popen(
-        [*RECORD, *options, sys.executable, str(app)],
-        cwd=app.parent,
-        env={**os.environ, "JITDUMPDIR": str(app.parent)},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout
-        said = process.stdout.readline()
-        assert process.stdout.readline() == "ready\n"
-        process.kill()
-        process.wait()
-        (app.parent / "pids").write_text(said)
-        pid = int(said.split()[0])
-        try:
-            _wait_for_perf_of(app.parent)
-            os.kill(pid, 0)
-        finally:
-            os.kill(pid, signal.SIGKILL)
-    assert Recording(app.with_name("perf.data")).shares()["steps"] > 1
-
-
-def _wait_for_perf_of(directory: Path) -> None:
-    end = time.monotonic() + 30
-    while _perfs_in(directory):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def _perfs_in(directory: Path) -> list[int]:
-    """The numbers of those that record in a directory."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            is_perf = b"perf\0record" in path.read_bytes()
-            if is_perf and path.with_name("cwd").readlink() == directory:
-                found.append(int(path.parent.name))
-    return found
 
 
 # What goes wrong

@@ -410,19 +410,21 @@ print("longest", Long(longest)(10), images.problems)
     assert list(tmp_path.glob("steps-*.so"))
 
 
-@pytest.mark.tools
-def test_the_files_are_in_a_directory_of_the_run_until_they_are_cleaned(tmp_path):
-    environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
-    command = (sys.executable, "-m", "jitlisten")
-    source = f"""
-import subprocess, sys
+LOADS = f"""
+import os, subprocess, sys
 sys.path[:0] = {[str(PROGRAMS)]!r}
 from jit import Program, initialize, source_ir
 initialize()
 program = Program("mcjit")
 program.load(source_ir(), "steps")
-subprocess.run({[*command, "clean"]!r}, check=True)
 """
+
+
+@pytest.mark.tools
+def test_the_files_are_in_a_directory_of_the_run_until_they_are_cleaned(tmp_path):
+    environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
+    command = (sys.executable, "-m", "jitlisten")
+    source = f"{LOADS}\nsubprocess.run({[*command, 'clean']!r}, check=True)"
     program = (*command, "run", "--images", sys.executable, "-c", source)
     said = run(*container(tmp_path, *program), env=environment)
     assert f"0 removed from {tmp_path}" in said
@@ -438,13 +440,7 @@ subprocess.run({[*command, "clean"]!r}, check=True)
 def test_a_daemon_that_has_closed_all_files_keeps_the_directory(tmp_path):
     environment = {**os.environ, "JITDUMPDIR": str(tmp_path)}
     command = (sys.executable, "-m", "jitlisten")
-    source = f"""
-import os, subprocess, sys
-sys.path[:0] = {[str(PROGRAMS)]!r}
-from jit import Program, initialize, source_ir
-initialize()
-program = Program("mcjit")
-program.load(source_ir(), "steps")
+    source = f"""{LOADS}
 parent = os.getpid()
 if os.fork():
     os._exit(0)
